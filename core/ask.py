@@ -1,0 +1,40 @@
+"""Ask model folders questions: `python -m core.ask --model DIR [--model DIR ...]`, questions as JSON lines on stdin.
+
+Answers come as one JSON object a line, `{"answers": [one a model]}`, in the order of the questions.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from core.environment import available_threads, prepare
+from core.evaluation.score import generate_answers
+from core.events import StopFlag
+from core.model import load
+from core.spec.records import Record
+from core.tokens import Encoder
+
+
+def ask(folder: Path, questions: list[str], *, prompt_format: str = "plain", max_new_tokens: int = 64) -> list[str]:
+    """Greedy answers of a model folder. Raises ModelError."""
+    model, tokenizer = load(folder, prepare(available_threads()))
+    encoder = Encoder(tokenizer, prompt_format, 1 << 30)  # type: ignore[arg-type]
+    prompts = [encoder.prompt_ids(Record(question, "")) for question in questions]
+    return generate_answers(model, tokenizer, prompts, max_new_tokens, StopFlag())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read questions, print answers."""
+    parser = argparse.ArgumentParser(prog="python -m core.ask", description=__doc__)
+    parser.add_argument("--model", type=Path, action="append", required=True)
+    parser.add_argument("--prompt", default="plain", choices=["plain", "soul", "llama2", "chat"])
+    options = parser.parse_args(arguments)
+    questions = [json.loads(line) for line in sys.stdin if line.strip()]
+    columns = [ask(folder, questions, prompt_format=options.prompt) for folder in options.model]
+    for answers in zip(*columns, strict=True):
+        print(json.dumps({"answers": answers}, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

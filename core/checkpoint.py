@@ -1,0 +1,181 @@
+"""Checkpoints: a folder that counts once its manifest is there and every file has the digest the manifest gives.
+
+Nothing relies on renaming a folder, so the same layout works on any store. A resumed run ends with the same weights as
+an undisturbed one, bit for bit, on the same machine, build and thread count.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from core.data.encode import EncodedSet
+from core.errors import CheckpointError
+from core.report.digest import file_digests
+from core.report.schema import Measurement
+from core.spec.job import JobSpec
+from core.train import Trainer
+
+MANIFEST = "manifest.json"
+# Derived from the forget set row by row: whoever stores a checkpoint must protect this file as the set itself.
+PRIVATE = frozenset({"reference.safetensors"})
+
+
+@dataclass(frozen=True)
+class State:
+    """What besides tensors a run needs to go on, and what tells that it is the same run. `seconds`: trained so far."""
+
+    step: int
+    spec_digest: str
+    data_check: str
+    threads: int
+    torch: str
+    loss: float | None
+    curve: list[dict[str, float]]
+    before: dict[str, Any]
+    seconds: float
+
+
+def data_check(sets: Mapping[str, EncodedSet], commitments: Mapping[str, str]) -> str:
+    """What ties a checkpoint to its data: the keyed commitments where there are any, so that no unkeyed digest of a
+    forget set is written by a service; otherwise the SHA-256 of the encoded rows."""
+    digest = hashlib.sha256()
+    for name, data in sets.items():
+        mark = commitments.get(name) or json.dumps([e.ids for e in data.examples])
+        digest.update(f"{name}:{len(data.examples)}:{mark}\n".encode())
+    return digest.hexdigest()
+
+
+def measurements(dumped: Mapping[str, Any]) -> dict[str, Measurement]:
+    """The scores kept in a state, as they were measured."""
+    read: TypeAdapter[dict[str, Measurement]] = TypeAdapter(dict[str, Measurement])
+    return read.validate_python(dict(dumped))
+
+
+def save(
+    folder: Path,
+    trainer: Trainer,
+    spec: JobSpec,
+    check: str,
+    before: Mapping[str, Measurement],
+    seconds: float,
+) -> Path:
+    """Write `folder/step-NNNNNNNN` completely and return it; a complete one of this step is left as it is."""
+    target = folder / f"step-{trainer.step:08d}"
+    if is_complete(target):
+        return target
+    state = State(
+        step=trainer.step,
+        spec_digest=spec.digest(),
+        data_check=check,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        loss=trainer.loss,
+        curve=trainer.curve,
+        before={name: m.model_dump() for name, m in before.items()},
+        seconds=seconds,
+    )
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    weights = {name: p.detach().contiguous() for name, p in trainer.model.named_parameters()}
+    _write(target / "weights.safetensors", weights)
+    _write(target / "optimizer.safetensors", _optimizer_state(trainer))
+    _write(target / "reference.safetensors", {k: v.contiguous() for k, v in trainer.reference.tensors().items()})
+    (target / "state.json").write_text(json.dumps(asdict(state)))
+    files = {
+        name: {"sha256": digest, "size": (target / name).stat().st_size, "private": name in PRIVATE}
+        for name, digest in file_digests(target).items()
+    }
+    for name in files:
+        _sync(target / name)
+    draft = target / (MANIFEST + ".part")
+    draft.write_text(json.dumps({"step": state.step, "files": files}, indent=1))
+    _sync(draft)
+    draft.replace(target / MANIFEST)
+    return target
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the folder holds a manifest and every file of it, unaltered."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        digests = file_digests(folder)
+    except (OSError, ValueError, KeyError):
+        return False
+    return all(digests.get(name) == entry["sha256"] for name, entry in files.items())
+
+
+def latest(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest step, or None."""
+    return next((c for c in sorted(folder.glob("step-*"), reverse=True) if is_complete(c)), None)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def read_state(folder: Path) -> State:
+    """The state of a checkpoint. Raises CheckpointError where it is damaged."""
+    if not is_complete(folder):
+        raise CheckpointError(f"{folder} is not a complete checkpoint: a file is missing or altered")
+    return State(**json.loads((folder / "state.json").read_text()))
+
+
+def check_same_run(state: State, *, spec_digest: str, data_check: str) -> None:
+    """Raises CheckpointError where the checkpoint belongs to another spec, other data or another torch."""
+    for what, found, wanted in (
+        ("another spec", state.spec_digest, spec_digest),
+        ("other data", state.data_check, data_check),
+        ("another torch version", state.torch, torch.__version__),
+    ):
+        if found != wanted:
+            raise CheckpointError(
+                f"the checkpoint at step {state.step} belongs to {what} ({found[:12]}, now {wanted[:12]}); "
+                "use an empty output folder, or the spec and data it was made with"
+            )
+
+
+def restore(folder: Path, trainer: Trainer, state: State) -> None:
+    """Put reference, weights, optimizer state and step back; the trainer's model must still be the original."""
+    device = trainer.model.device
+    trainer.reference.load(load_file(folder / "reference.safetensors"), trainer.model)
+    weights = load_file(folder / "weights.safetensors", device=str(device))
+    by_name = dict(trainer.model.named_parameters())
+    if weights.keys() != by_name.keys():
+        raise CheckpointError(f"{folder} holds the weights of another model")
+    with torch.no_grad():
+        for name, p in by_name.items():
+            p.copy_(weights[name])
+    for key, tensor in load_file(folder / "optimizer.safetensors").items():
+        name, slot = key.rsplit("/", 1)
+        trainer.optimizer.state[by_name[name]][slot] = tensor.to(device)
+    trainer.step, trainer.loss, trainer.curve = state.step, state.loss, list(state.curve)
+
+
+def _optimizer_state(trainer: Trainer) -> dict[str, Tensor]:
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    return {
+        f"{names[id(p)]}/{slot}": value.detach().contiguous()
+        for p, slots in trainer.optimizer.state.items()
+        for slot, value in slots.items()
+    }
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({k: v.cpu() for k, v in tensors.items()}, path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

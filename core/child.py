@@ -1,0 +1,101 @@
+"""The engine as the worker's child process: one command on stdin, events on a descriptor of their own.
+
+`python -m core.child --events-fd N` imports torch, says `ready`, and waits: a warm spare. After the command, stdin
+carries leases only; when one runs out, or stdin ends, the worker is gone or frozen and this process ends at once.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from core.command import read_spec
+from core.data import Inputs
+from core.errors import EXIT_INTERNAL, EXIT_OK, LeaseLost, LetheError
+from core.events import Emit, StopFlag, json_lines
+from core.run import run
+
+_LOOK_SECONDS = 0.2
+
+
+def main() -> None:
+    """Wait for one command, carry it out, end with its exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events-fd", type=int, required=True)
+    events = os.fdopen(parser.parse_args().events_fd, "w", buffering=1)
+    stop = StopFlag()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # The worker decides on Ctrl-C for its children; the terminal must not.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _warm()
+    emit = json_lines(events)
+    emit("ready")
+    line = sys.stdin.readline()
+    if not line:
+        sys.exit(EXIT_OK)
+    command = json.loads(line)["run"]
+    threading.Thread(target=_keep_lease, args=(command["lease"],), daemon=True).start()
+    code = _carry_out(command, emit, stop)
+    events.flush()
+    # The lease thread blocks on stdin; interpreter shutdown must not wait for it.
+    os._exit(code)
+
+
+def _warm() -> None:
+    """Import now what every run needs, so that a command waits for none of it."""
+    import transformers.generation  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
+
+
+def _carry_out(command: dict[str, Any], emit: Emit, stop: StopFlag) -> int:
+    try:
+        inputs = json.loads(Path(command["inputs"]).read_text())
+        run(
+            read_spec(Path(command["spec"])),
+            Inputs(
+                {name: Path(path) for name, path in inputs["models"].items()},
+                {name: Path(path) for name, path in inputs["datasets"].items()},
+            ),
+            Path(command["out"]),
+            emit=emit,
+            stop=stop,
+            resume=Path(command["resume"]) if command["resume"] else None,
+            commitments={name: value for name, value in command["commitments"].items() if value},
+            keep_checkpoints=None,
+        )
+    except LetheError as error:
+        emit("error", **error.as_dict())
+        return error.exit_code
+    except Exception as error:
+        # The type alone: a message or traceback of a library may quote the forget set.
+        where = error.__traceback__
+        while where and where.tb_next:
+            where = where.tb_next
+        place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where else "unknown place"
+        emit("error", code="internal", message=f"{type(error).__name__} at {place}", param=None, retryable=True)
+        return EXIT_INTERNAL
+    return EXIT_OK
+
+
+def _keep_lease(seconds: float) -> None:
+    """End the process when the lease passes without renewal, or when stdin ends."""
+    deadline = [time.monotonic() + seconds]
+
+    def read() -> None:
+        for line in sys.stdin:
+            deadline[0] = time.monotonic() + float(json.loads(line)["lease"])
+        os._exit(LeaseLost.exit_code)
+
+    threading.Thread(target=read, daemon=True).start()
+    while time.monotonic() < deadline[0]:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(LeaseLost.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Where on this machine the models and data sets lie that a spec names only by id. The worker fills it in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.errors import Problem, SpecError
+from core.spec.job import JobSpec, LocalModel
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Ids to local paths. A run without the service has none, and a spec that names an id is then refused."""
+
+    models: Mapping[str, Path] = field(default_factory=dict)
+    datasets: Mapping[str, Path] = field(default_factory=dict)
+
+    def model(self, spec: JobSpec) -> Path:
+        """The model's folder. Raises SpecError for an id that has no folder here."""
+        if isinstance(spec.model, LocalModel):
+            return Path(spec.model.path)
+        return _found(self.models, spec.model.id, "model.id", "model.path")
+
+    def dataset(self, dataset: str) -> Path:
+        """The data set's file. Raises SpecError for an id that has no file here."""
+        return _found(self.datasets, dataset, "data", "a source with a path, such as jsonl")
+
+
+def _found(known: Mapping[str, Path], name: str, param: str, instead: str) -> Path:
+    if name not in known:
+        raise SpecError([Problem(param, name, f"'{name}' is known to the service only. Allowed here: {instead}.")])
+    return known[name]

@@ -1,0 +1,46 @@
+"""What a run ran on: threads, device, versions. `prepare` makes CPU arithmetic repeatable."""
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+from core.report.schema import Environment
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "rouge-score")
+
+
+def available_threads() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare(threads: int) -> torch.device:
+    """Set the thread count and deterministic algorithms; returns the device to run on."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # CUDA has no deterministic form of some operations; there the promise is repeatable data and schedule, not bits.
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    return device
+
+
+def describe(device: torch.device) -> Environment:
+    """The environment as a report carries it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        device=f"{device.type}: {name}",
+        threads=torch.get_num_threads(),
+        memory_bytes=_memory(),
+        versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+        network="hub access off by environment" if offline else "not restricted",
+    )
+
+
+def _memory() -> int:
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0

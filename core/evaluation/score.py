@@ -1,0 +1,150 @@
+"""One pass over a set gives a row of numbers a record, and every metric reads those rows.
+
+Teacher-forced: the true answer, its paraphrase and its perturbations, mixed by length. Generated: one greedy answer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from core.data.batches import by_length
+from core.data.encode import EncodedSet
+from core.events import StopFlag
+from core.model import head, hidden_states
+from core.tokens import Encoder, Example, pad
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class RowScore:
+    """What was measured of one record. Losses are token means in nats; None where the record has no such answer."""
+
+    nll: float = 0.0  # of the whole answer, end of sequence included
+    tokens: int = 0
+    right: int = 0  # answer tokens where teacher-forced argmax is right, end of sequence not counted
+    counted: int = 0  # how many tokens `right` is out of
+    paraphrase_loss: float | None = None
+    perturbed_losses: list[float] = field(default_factory=list)
+    rouge_l: float | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One teacher-forced answer of one record: `slot` says which."""
+
+    row: int
+    slot: str
+    example: Example
+
+
+def score(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    data: EncodedSet,
+    *,
+    batch_tokens: int,
+    max_new_tokens: int,
+    stop: StopFlag,
+    progress: Progress | None = None,
+    generate: bool = True,
+    rows: int | None = None,
+) -> list[RowScore]:
+    """Scores of the first `rows` records (all by default), in their order. Raises Stopped between batches."""
+    count = len(data.records) if rows is None else min(rows, len(data.records))
+    tasks = [task for row in range(count) for task in _tasks(row, data, encoder)]
+    scores = [RowScore() for _ in range(count)]
+    prompts = [row for row in range(count) if data.records[row].prompt] if generate else []
+    total, done = len(tasks) + len(prompts), 0
+    for batch in by_length(tasks, lambda t: len(t.example.ids), batch_tokens):
+        stop.check()
+        for task, nll, right in zip(batch, *_teacher_forced(model, [t.example for t in batch]), strict=True):
+            _enter(scores[task.row], task, nll, right)
+        done += len(batch)
+        if progress:
+            progress(done, total)
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    for rows_ in by_length(prompts, lambda r: len(data.examples[r].prompt), batch_tokens // 2):
+        stop.check()
+        texts = generate_answers(
+            model, encoder.tokenizer, [data.examples[r].prompt for r in rows_], max_new_tokens, stop
+        )
+        for row, text in zip(rows_, texts, strict=True):
+            scores[row].rouge_l = float(scorer.score(data.records[row].answer, text)["rougeL"].recall)
+        done += len(rows_)
+        if progress:
+            progress(done, total)
+    return scores
+
+
+def _tasks(row: int, data: EncodedSet, encoder: Encoder) -> list[_Task]:
+    record = data.records[row]
+    tasks = [_Task(row, "answer", data.examples[row])]
+    others = [("paraphrase", record.paraphrased_answer)] + [("perturbed", text) for text in record.perturbed_answers]
+    for slot, text in others:
+        example = encoder.example(record, answer=text) if text else None
+        if example is not None:
+            tasks.append(_Task(row, slot, example))
+    return tasks
+
+
+@torch.inference_mode()
+def _teacher_forced(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[list[float], list[int]]:
+    batch = pad(examples, model.device)
+    logits = head(model, hidden_states(model, batch))
+    nll = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none").double()
+    counts = torch.tensor([e.answer_tokens for e in examples])
+    hits = (logits.argmax(-1) == batch.targets).cpu()
+    right = []
+    for example, own in zip(examples, hits.split(counts.tolist()), strict=True):
+        right.append(int(own[: example.answer_tokens - example.ends].sum()))
+    sums = torch.zeros(len(examples), dtype=torch.float64, device=model.device).index_add_(0, batch.at_row, nll)
+    return sums.tolist(), right
+
+
+def _enter(score: RowScore, task: _Task, nll: float, right: int) -> None:
+    mean = nll / task.example.answer_tokens
+    if task.slot == "answer":
+        score.nll, score.tokens = nll, task.example.answer_tokens
+        score.right, score.counted = right, task.example.answer_tokens - task.example.ends
+    elif task.slot == "paraphrase":
+        score.paraphrase_loss = mean
+    else:
+        score.perturbed_losses.append(mean)
+
+
+class _StopOnRequest(StoppingCriteria):
+    def __init__(self, stop: StopFlag) -> None:
+        self.stop = stop
+
+    def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return torch.full((input_ids.shape[0],), bool(self.stop), device=input_ids.device)
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: StopFlag
+) -> list[str]:
+    """Greedy continuations, batched with padding on the left, each ended by end-of-sequence or the limit."""
+    width = max(len(p) for p in prompts)
+    ids = torch.zeros(len(prompts), width, dtype=torch.long, device=model.device)
+    mask = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :] = torch.tensor(prompt)
+        mask[i, width - len(prompt) :] = 1
+    made = model.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        stopping_criteria=StoppingCriteriaList([_StopOnRequest(stop)]),
+    )
+    stop.check()
+    return [text.strip() for text in tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)]

@@ -1,0 +1,80 @@
+"""Loading, saving, and the answer-only forward pass: hidden states where answer tokens are predicted, then the head."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from core.errors import ModelError
+from core.tokens import Padded
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is not a complete safetensors model. Raises ModelError naming what is wrong."""
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise ModelError(f"{folder} holds no config.json; a model folder in the hub's layout is needed", param="model")
+    try:
+        config = json.loads(config_file.read_text())
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{config_file} is not readable JSON: {error}", param="model") from None
+    if "auto_map" in config:
+        raise ModelError(f"{folder} asks for code of its own (auto_map), which is never run", param="model")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} holds no *.safetensors; other weight formats are never loaded", param="model")
+
+
+def load(folder: Path, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """Model (fp32, dropout off) and tokenizer of a local folder. Raises ModelError.
+
+    Dropout stays off in training too: every law that speaks of the reference depends on it.
+    """
+    check_folder(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}", param="model") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{folder}: the tokenizer has no end-of-sequence token", param="model")
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()
+    _check_head(model)
+    return model, tokenizer
+
+
+def hidden_states(model: PreTrainedModel, batch: Padded) -> Tensor:
+    """Last hidden states at the positions that predict answer tokens: (tokens, hidden)."""
+    states: Tensor = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    return states[batch.at_row, batch.at_time]
+
+
+def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits in fp32 from hidden states: (tokens, vocab)."""
+    logits: Tensor = model.get_output_embeddings()(hidden).float()
+    return logits
+
+
+def _check_head(model: PreTrainedModel) -> None:
+    """Our two steps must give the model's own logits; a family that scales or caps them would be trained wrongly."""
+    probe = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        own = model(input_ids=probe, use_cache=False).logits[0].float()
+        states = model.base_model(input_ids=probe, use_cache=False).last_hidden_state[0]
+        if not torch.allclose(head(model, states), own, rtol=1e-4, atol=1e-4):
+            raise ModelError(
+                f"model type '{model.config.model_type}' changes its logits after the head, which is not supported yet",
+                param="model",
+            )
+
+
+def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """Write a complete folder in the hub's layout, tokenizer included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,107 @@
+"""The report: what was asked, what was measured before and after, and the verdict. No field is silently missing.
+
+A field that could not be filled holds an `Absent` with the reason. Forget records never appear here, in any form.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+VERSION: Final = "1"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Part(BaseModel):
+    """Base of the report's parts: nothing unknown, nothing infinite, nothing changed later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Absent(Part):
+    """What stands in place of a value that does not exist, and why."""
+
+    absent: str = Field(min_length=1)
+
+
+class Measured(Part):
+    """A metric's value over `rows` rows, with the 95% bootstrap interval."""
+
+    value: float
+    rows: int = Field(ge=1)
+    low: float
+    high: float
+
+
+Measurement = Measured | Absent
+
+
+class GateResult(Part):
+    """One gate applied. `outcome` is unmeasured where the metric, or its interval, could not settle it."""
+
+    gate: dict[str, Any]
+    outcome: Literal["held", "failed", "unmeasured"]
+    observed: float | Absent
+    reason: str
+
+
+class Verdict(Part):
+    """`passed`: all gates hold. `not_passed`: one failed. `inconclusive`: one unmeasured, or none about forgetting."""
+
+    verdict: Literal["passed", "not_passed", "inconclusive"]
+    reasons: list[str]
+    gates: list[GateResult]
+
+
+class DataUsed(Part):
+    """A set as it was used: how many records, tokens counted, records that did not fit, and its keyed commitment."""
+
+    rows: int
+    answer_tokens: int
+    too_long: list[int]
+    commitment: Sha256 | Absent
+
+
+class TrainingDone(Part):
+    """What training did. Times are wall-clock seconds of this process alone; a resumed run says from which step."""
+
+    steps: int
+    resumed_from: int | Absent
+    seconds: float
+    seconds_to_first_step: float | Absent
+    final_loss: float | Absent
+    clip_fraction: float | Absent
+    curve: list[dict[str, float]]
+
+
+class Environment(Part):
+    """Where it ran: enough to repeat it."""
+
+    python: str
+    platform: str
+    device: str
+    threads: int
+    memory_bytes: int
+    versions: dict[str, str]
+    network: str
+
+
+class Report(Part):
+    """Everything the run can say for itself."""
+
+    version: Literal["1"] = VERSION
+    spec: dict[str, Any]
+    spec_digest: Sha256
+    seed: int
+    started_at: str
+    finished_at: str
+    input_model: Sha256
+    output_model: Sha256
+    output_files: dict[str, Sha256]
+    forget: DataUsed
+    retain: DataUsed | Absent
+    before: dict[str, Measurement]
+    after: dict[str, Measurement]
+    training: TrainingDone
+    verdict: Verdict
+    environment: Environment
+    limitations: list[str]

@@ -1,0 +1,217 @@
+"""Checks a signed report offline, with only the public key and the files, and says exactly what does not match."""
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+
+from core.report import exact
+from core.report.digest import file_digests, ignored_in, model_digest
+from core.report.keys import EvidenceError, key_id, public_key
+from core.report.schema import Report
+from core.report.sign import PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, SUBJECT_NAME, dsse_key
+from core.spec.job import digest_of
+
+ENVELOPE_NAME: Final = "report.dsse.json"
+_MOST_DIFFERENCES = 20
+
+
+@dataclass
+class Verification:
+    """A line for each thing that was compared and matches, was compared and does not match, or was not compared."""
+
+    checked: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that was compared matches."""
+        return not self.failures
+
+    @property
+    def exit_code(self) -> int:
+        """0 where everything that was compared matches, 1 where something does not."""
+        return 0 if self.ok else 1
+
+    def expect(self, holds: bool, line: str, failure: str) -> None:
+        """Note one comparison."""
+        if holds:
+            self.checked.append(line)
+        else:
+            self.failures.append(failure)
+
+
+class _Signature(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    keyid: str
+    sig: str
+
+
+class _Envelope(BaseModel):
+    # An unknown field would be a place to hide what nobody signed.
+    model_config = ConfigDict(extra="forbid", strict=True)
+    payload: str
+    payloadType: str
+    signatures: list[_Signature] = Field(min_length=1)
+
+
+def verify_files(report: Path, model: Path | None, key: Path) -> Verification:
+    """Verify `report`, which is an envelope, or a plain report with its envelope `report.dsse.json` beside it.
+
+    Raises EvidenceError or ModelError (exit code 2) where a file cannot be read as what it should be.
+    """
+    public_pem = _content(key)
+    content = _content(report)
+    value = exact.read(content, str(report))
+    if isinstance(value, dict) and "payload" in value and "signatures" in value:
+        return verify(content, public_pem, model=model)
+    envelope = report.parent / ENVELOPE_NAME
+    if not envelope.is_file() or envelope.samefile(report):
+        raise EvidenceError(f"{report} is not a signed envelope, and no {ENVELOPE_NAME} lies beside it.")
+    return verify(_content(envelope), public_pem, report=content, model=model)
+
+
+def verify(
+    envelope: bytes, public_pem: bytes, *, report: bytes | None = None, model: Path | None = None
+) -> Verification:
+    """Verify an envelope (JSON), and with it, where given, the plain report and the folder of the output model.
+
+    Raises EvidenceError or ModelError (exit code 2) where one of them cannot be read as what it should be.
+    """
+    key = public_key(public_pem)
+    signed = _envelope(envelope)
+    result = Verification()
+    _check_signature(signed, key, result)
+    if not result.ok:
+        result.unchecked.append("the content: it proves nothing while the line above stands")
+        return result
+    statement = exact.read(signed.payload, "The signed statement")
+    predicate = statement.get("predicate") if isinstance(statement, dict) else None
+    _check_statement(statement, result)
+    try:
+        said = Report.model_validate(exact.plain(predicate))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "predicate"
+        result.failures.append(f"report: what was signed is no report that this Lethe knows: {where}: {first['msg']}")
+        return result
+    _check_report(said, statement, result)
+    if report is not None:
+        _check_plain(exact.read(report, "The plain report"), predicate, result)
+    if model is not None:
+        _check_model(said, model, result)
+    else:
+        result.unchecked.append("model: no folder was given, so no weights were compared with their digests")
+    return result
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EvidenceError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _envelope(content: bytes) -> Envelope:
+    try:
+        form = _Envelope.model_validate(exact.read(content, "The envelope"))
+        for text in (form.payload, *(signature.sig for signature in form.signatures)):
+            # Base64 has several spellings for the same bytes; the others would be altered bytes that nobody finds.
+            if base64.b64encode(base64.b64decode(text, validate=True)).decode() != text:
+                raise ValueError("a value is not canonical base64")
+        return Envelope.from_dict(form.model_dump())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = exact.shown(".".join(map(str, first["loc"])))
+        raise EvidenceError(f"The envelope is not a DSSE envelope: {where}: {first['msg']}.") from None
+    except ValueError as error:
+        raise EvidenceError(f"The envelope is not a DSSE envelope: {error}.") from None
+
+
+def _check_signature(signed: Envelope, key: EllipticCurvePublicKey, result: Verification) -> None:
+    own = key_id(key)
+    others = sorted(exact.shown(other) for other in signed.signatures if other != own)
+    if own not in signed.signatures:
+        result.failures.append(f"signature: the key {own} has not signed this; the envelope names {', '.join(others)}")
+        return
+    try:
+        signed.verify([dsse_key(key)], threshold=1)
+        result.checked.append(f"signature: made by the key {own}")
+    except VerificationError:
+        result.failures.append(f"signature: not that of the key {own} over this content; one of the two was altered")
+    result.unchecked += [f"signature: that of the key {other}, which was not given" for other in others]
+    result.expect(
+        signed.payload_type == PAYLOAD_TYPE,
+        f"payload type: {PAYLOAD_TYPE}",
+        f"payload type: {exact.shown(signed.payload_type)}, expected {PAYLOAD_TYPE}",
+    )
+
+
+def _check_statement(statement: Any, result: Verification) -> None:
+    fields = statement if isinstance(statement, dict) else {}
+    for name, expected in (("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)):
+        found = fields.get(name)
+        result.expect(
+            found == expected,
+            f"statement: {name} {expected}",
+            f"statement: {name} {exact.shown(found)}, not {expected}",
+        )
+
+
+def _check_report(report: Report, statement: dict[str, Any], result: Verification) -> None:
+    subject = [{"name": SUBJECT_NAME, "digest": {"sha256": report.output_model}}]
+    result.expect(
+        statement.get("subject") == subject,
+        f"subject: the model {report.output_model}",
+        f"subject: {exact.shown(statement.get('subject'))} is not the report's output model {report.output_model}",
+    )
+    files = model_digest(report.output_files)
+    result.expect(
+        files == report.output_model,
+        f"files: the digests of {len(report.output_files)} files give that of the model",
+        f"files: the digests listed give the model {files}, the report says {report.output_model}",
+    )
+    spec = digest_of(report.spec)
+    result.expect(
+        spec == report.spec_digest,
+        f"spec: its digest is {spec}",
+        f"spec: its digest is {spec}, the report says {report.spec_digest}",
+    )
+
+
+def _check_plain(found: Any, signed: Any, result: Verification) -> None:
+    lines = list(exact.differences(found, signed))
+    result.failures += [f"plain report: {line}" for line in lines[:_MOST_DIFFERENCES]]
+    if len(lines) > _MOST_DIFFERENCES:
+        result.failures.append(f"plain report: {len(lines) - _MOST_DIFFERENCES} further differences")
+    if not lines:
+        result.checked.append("plain report: says what was signed")
+
+
+def _check_model(report: Report, folder: Path, result: Verification) -> None:
+    found, signed = file_digests(folder), report.output_files
+    for name in sorted(found.keys() | signed.keys()):
+        if name not in found:
+            result.failures.append(f"model: {exact.printable(name)} is missing")
+        elif name not in signed:
+            result.failures.append(
+                f"model: {exact.printable(name)} is extra, it was not there when the report was signed"
+            )
+        else:
+            result.expect(
+                found[name] == signed[name],
+                f"model: {exact.printable(name)}",
+                f"model: {exact.printable(name)} was altered",
+            )
+    whole = model_digest(found)
+    result.expect(
+        whole == report.output_model, f"model: its digest is {whole}", f"model: its digest is {whole}, not as signed"
+    )
+    if left_out := ignored_in(folder):
+        result.unchecked.append(f"model: {', '.join(left_out)}: git's own, no part of a model's digest")

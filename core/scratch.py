@@ -1,0 +1,148 @@
+"""A small Llama with its own tokenizer, trained from nothing until it recites a set of records.
+
+What the demo, the tests and the benchmarks forget from: no weights are shipped or downloaded.
+`python -m core.scratch DATA.jsonl --out DIR`
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from core.data.batches import by_length, rows_of_step
+from core.data.encode import EncodedSet, encode
+from core.data.jsonl import read_file
+from core.environment import available_threads, prepare
+from core.evaluation.memorisation import exact_memorization, probability
+from core.evaluation.score import score
+from core.events import Emit, StopFlag, json_lines, progress_bar
+from core.model import head, hidden_states, save
+from core.optim.schedule import rate_factor
+from core.spec.records import Record
+from core.spec.training import Training
+from core.tokens import Encoder, pad
+
+
+@dataclass(frozen=True)
+class Size:
+    """The model's size, and how it is trained; `reached` is the mean answer probability at which training ends."""
+
+    hidden: int = 160
+    layers: int = 4
+    heads: int = 4
+    vocab: int = 1000
+    epochs: int = 60
+    batch: int = 24
+    lr: float = 2e-3
+    reached: float = 0.985
+
+
+def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of these texts: any text can be encoded, so unicode in a forget request is no special case."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def train(
+    records: Sequence[Record], folder: Path, *, size: Size, seed: int, threads: int, emit: Emit
+) -> dict[str, float]:
+    """Train until the model recites the records, write it to `folder`, and return its mean probability and exact
+    memorization on them. Deterministic from the seed on one machine and thread count."""
+    device = prepare(threads)
+    torch.manual_seed(seed)
+    texts = [text for r in records for text in (r.prompt, r.answer, r.paraphrased_answer or "", *r.perturbed_answers)]
+    tokenizer = train_tokenizer(texts, size.vocab)
+    encoder = Encoder(tokenizer, "plain", 512)
+    data = encode(records, encoder, "training")
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=size.hidden,
+            intermediate_size=3 * size.hidden,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=size.lr, weight_decay=0.01, fused=True)
+    an_epoch = math.ceil(len(data.examples) / size.batch)
+    steps = size.epochs * an_epoch
+    emit("phase", phase="train")
+    result: dict[str, float] = {}
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = size.lr * rate_factor(Training(warmup=0.05), step, steps)
+        rows = rows_of_step(step, len(data.examples), size.batch, seed=seed, stream=0)
+        loss = _step(model, data, rows)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        emit("step", step=step + 1, steps=steps, loss=loss)
+        if (step + 1) % (5 * an_epoch) == 0 or step + 1 == steps:
+            result = _recited(model, encoder, data)
+            if result["probability"] >= size.reached and result["exact_memorization"] == 1:
+                break
+    save(model, tokenizer, folder)
+    return result
+
+
+def _step(model: LlamaForCausalLM, data: EncodedSet, rows: Sequence[int]) -> float:
+    """Gradient of the mean answer-token loss of these rows into `.grad`; returns the loss."""
+    examples = [data.examples[row] for row in rows]
+    tokens = sum(e.answer_tokens for e in examples)
+    total = 0.0
+    for batch in by_length(examples, lambda e: len(e.ids), 4096):
+        padded = pad(batch, model.device)
+        logits = head(model, hidden_states(model, padded))
+        loss = torch.nn.functional.cross_entropy(logits, padded.targets, reduction="sum") / tokens
+        loss.backward()
+        total += float(loss)
+    return total
+
+
+def _recited(model: LlamaForCausalLM, encoder: Encoder, data: EncodedSet) -> dict[str, float]:
+    rows = score(model, encoder, data, batch_tokens=8192, max_new_tokens=1, stop=StopFlag(), generate=False)
+    exact = [value for value in map(exact_memorization, rows) if value is not None]
+    return {
+        "probability": sum(map(probability, rows)) / len(rows),
+        "exact_memorization": sum(exact) / len(exact),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train on a JSON-lines file and write the model folder."""
+    parser = argparse.ArgumentParser(prog="python -m core.scratch", description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=available_threads())
+    options = parser.parse_args(arguments)
+    emit, close = progress_bar() if sys.stderr.isatty() else (json_lines(sys.stdout), lambda: None)
+    records = read_file(options.data, str(options.data), None)
+    result = train(records, options.out, size=Size(), seed=options.seed, threads=options.threads, emit=emit)
+    close()
+    emit("done", **result)
+
+
+if __name__ == "__main__":
+    main()

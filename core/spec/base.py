@@ -1,0 +1,64 @@
+"""The base of every spec class: frozen, no unknown fields, and an unknown field names its nearest known neighbour."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+# An operating system ends a path at its first zero character, so such a path never names what it seems to name.
+FilePath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+
+# A search for neighbours costs far more than a key costs its sender.
+_MOST_UNKNOWN = 10
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A clause for an error message: the closest known name, if any is close, then all of them."""
+    names = sorted(known)
+    folded = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.5)
+    hint = f" Did you mean '{folded[close[0]]}'?" if close else ""
+    return f"{hint} Allowed: {', '.join(names)}."
+
+
+def quotable(text: str) -> str:
+    """The text as an error message may quote it: at most 80 characters, all of which UTF-8 can carry."""
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+class Spec(BaseModel):
+    """Part of a request. Numbers must be finite; fields may not be changed after parsing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    citation: ClassVar[str] = ""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _known_fields_only(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        unknown = [key for key in data if key not in cls.model_fields] if isinstance(data, dict) else []
+        if not unknown:
+            return handler(data)
+        faults = [_unknown(str(key), data[key], cls.model_fields) for key in unknown[:_MOST_UNKNOWN]]
+        try:
+            handler({key: value for key, value in data.items() if key in cls.model_fields})
+        except ValidationError as error:
+            faults += [_again(fault) for fault in error.errors(include_url=False)]
+        raise ValidationError.from_exception_data(cls.__name__, faults)
+
+
+def _unknown(key: str, value: Any, known: Iterable[str]) -> InitErrorDetails:
+    field = quotable(key)
+    kind = PydanticCustomError(
+        "unknown_field", "Unknown field '{field}'.{nearest}", {"field": field, "nearest": nearest(field, known)}
+    )
+    return InitErrorDetails(type=kind, loc=(field,), input=value)
+
+
+def _again(fault: ErrorDetails) -> InitErrorDetails:
+    """A fault already found, in the form in which it can be raised together with others."""
+    kind = PydanticCustomError(fault["type"], fault["msg"], fault.get("ctx", {}))
+    return InitErrorDetails(type=kind, loc=fault["loc"], input=fault["input"])

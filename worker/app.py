@@ -1,0 +1,58 @@
+"""The Celery app: `python -m celery -A worker.app worker --pool=threads --concurrency=1`.
+
+Messages are acknowledged at once: on Redis a late acknowledgement delivers a long task twice, and recovery is the
+lease's work. A message carries a job's id and nothing else; SQL is the truth.
+"""
+
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+
+from worker.settings import WorkerSettings
+from worker.shift import Shift
+
+QUEUE = "lethe"
+TASK = "lethe.run"
+
+settings = WorkerSettings()  # from the environment
+app = Celery("lethe", broker=settings.broker_url)
+app.conf.update(
+    task_default_queue=QUEUE,
+    task_ignore_result=True,
+    task_acks_late=False,
+    task_reject_on_worker_lost=False,
+    task_serializer="json",
+    accept_content=["json"],
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+)
+_shift: list[Shift] = []
+
+
+@worker_init.connect
+def _begin(sender: Any = None, **_: Any) -> None:
+    shift = Shift(settings, slots=sender.concurrency or 1, ring=lambda job: app.send_task(TASK, (job,)))
+    _shift.append(shift)
+    shift.begin()
+
+
+@worker_shutting_down.connect
+def _leave(**_: Any) -> None:
+    for shift in _shift:
+        shift.leaving.set()
+
+
+@worker_shutdown.connect
+def _end(**_: Any) -> None:
+    for shift in _shift:
+        shift.end()
+
+
+@app.task(name=TASK)
+def run(job_id: str) -> None:
+    """Carry out a job, if it is still there to be claimed."""
+    _shift[0].job(job_id)

@@ -1,0 +1,159 @@
+"""One attempt at a job, from the claim to its end in SQL: folder, engine, relay, artifacts, signature."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from api.store import attempts
+from api.store.artifacts import StoredFile
+from api.store.attempts import Claim
+from api.store.blobs import Blobs
+from api.store.errors import BlobDamaged, BlobMissing
+from api.store.session import Database
+from core.errors import CheckpointError, LeaseLost, LetheError, Stopped
+from core.report.schema import Report
+from core.report.sign import sign
+from worker.checkpoints import CheckpointStore
+from worker.engine import Spare
+from worker.folder import attempt_folder, fill, restore_checkpoint
+from worker.relay import ENGINE_SHARE, Relay
+from worker.settings import WorkerSettings
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every attempt of this worker is made with."""
+
+    settings: WorkerSettings
+    database: Database
+    blobs: Blobs
+    spare: Spare
+    leaving: threading.Event
+    signing_key: bytes
+    name: str
+
+
+def run_job(bench: Bench, job_id: str) -> bool:
+    """Claim the job and carry it out; False where it was not there to be claimed."""
+    with bench.database.transaction() as session:
+        claim = attempts.claim(session, job_id, worker=bench.name, lease=bench.settings.lease_seconds)
+    if claim is None:
+        return False
+    told = log.bind(job=claim.job_id, attempt=claim.attempt)
+    told.info("claimed", resumes_from=claim.checkpoint.step if claim.checkpoint else None)
+    try:
+        with attempt_folder(bench.settings.work_dir, claim) as folder:
+            _attempt(bench, claim, folder)
+        told.info("attempt ended")
+    except LeaseLost:
+        told.warning("lease lost")
+    finally:
+        bench.spare.refill()
+    return True
+
+
+def _attempt(bench: Bench, claim: Claim, folder: Path) -> None:
+    settings = bench.settings
+    try:
+        command = fill(folder, claim, bench.blobs, settings.lease_seconds * ENGINE_SHARE)
+    except (BlobMissing, BlobDamaged) as error:
+        with bench.database.transaction() as session:
+            attempts.fail(session, claim, error.as_dict())
+        return
+    try:
+        resume = restore_checkpoint(folder, claim, bench.blobs)
+    except (BlobMissing, BlobDamaged) as error:
+        _without_checkpoint(bench, claim, error)
+        return
+    relay = Relay(
+        bench.database,
+        claim,
+        bench.spare.take(),
+        CheckpointStore(bench.database, bench.blobs, claim),
+        settings.lease_seconds,
+        settings.grace_seconds,
+        bench.leaving,
+    )
+    relay.engine.start(command | {"resume": str(resume) if resume else None})
+    code = relay.run()
+    if code == 0 and "done" in relay.said:
+        _succeed(bench, claim, relay)
+    else:
+        _end(bench, claim, relay, code)
+
+
+def _succeed(bench: Bench, claim: Claim, relay: Relay) -> None:
+    done = relay.said["done"]
+    content = Path(done["report"]).read_bytes()
+    report = Report.model_validate_json(content)
+    model = Path(done["model"])
+    stored: dict[str, list[StoredFile]] = {"model": [], "report": []}
+
+    def store() -> None:
+        # The report is what is signed, so it is stored before the model's files are moved away.
+        stored["report"].append(_put(bench.blobs, Path(done["report"]), "report.json"))
+        stored["model"].extend(_put(bench.blobs, model / name, f"model/{name}") for name in report.output_files)
+
+    with ThreadPoolExecutor(1) as pool:
+        relay.keep_while([pool.submit(store)])
+    envelope = sign(report, bench.signing_key)
+    envelope_file = Path(done["report"]).with_name("report.dsse.json")
+    envelope_file.write_bytes(envelope)
+    with bench.database.transaction() as session:
+        attempts.finish(
+            session,
+            claim,
+            verdict=report.verdict.verdict,
+            files=stored,  # type: ignore[arg-type]
+            sign=lambda _: _put(bench.blobs, envelope_file, "report.dsse.json"),
+        )
+
+
+def _put(blobs: Blobs, path: Path, name: str) -> StoredFile:
+    blob = blobs.put(path, move=True)
+    return StoredFile(name, blob.digest, blob.size)
+
+
+def _end(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
+    """The engine left no report: decide between cancelled, queued again and failed."""
+    error = relay.said.get("error")
+    if error is None or code == Stopped.exit_code:
+        _give_back(bench, claim, relay, code)
+    elif error["code"] == CheckpointError.code and claim.checkpoint:
+        _without_checkpoint(bench, claim, CheckpointError(error["message"]))
+    elif error["retryable"]:
+        with bench.database.transaction() as session:
+            reason = f"the engine failed: {error['message']}"
+            attempts.release(session, claim, reason=reason, counts=True, cap=bench.settings.attempts_cap)
+    else:
+        with bench.database.transaction() as session:
+            attempts.fail(session, claim, {name: error[name] for name in ("code", "message", "param", "retryable")})
+
+
+def _give_back(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
+    with bench.database.transaction() as session:
+        if relay.stopped_for == "cancel":
+            attempts.cancelled(session, claim)
+        elif relay.stopped_for == "leaving":
+            attempts.release(session, claim, reason="the worker left", counts=False)
+        else:
+            reason = f"the engine was ended by signal {-code}" if code < 0 else f"the engine ended with code {code}"
+            attempts.release(session, claim, reason=reason, counts=True, cap=bench.settings.attempts_cap)
+    if code != Stopped.exit_code and "ready" not in relay.said:
+        log.error("the engine did not start", said=relay.engine.said_before_start())
+
+
+def _without_checkpoint(bench: Bench, claim: Claim, error: LetheError) -> None:
+    """The checkpoint cannot be used: forget it, and let the next attempt begin at an older one or at the start."""
+    assert claim.checkpoint is not None
+    log.error("checkpoint discarded", job=claim.job_id, step=claim.checkpoint.step, reason=error.message)
+    with bench.database.transaction() as session:
+        unused = attempts.discard_checkpoint(session, claim, claim.checkpoint.step)
+        attempts.release(session, claim, reason=error.message, counts=True, cap=bench.settings.attempts_cap)
+    for digest in unused:
+        bench.blobs.delete(digest)

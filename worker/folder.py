@@ -1,0 +1,87 @@
+"""An attempt's folder: spec, data in plain text, checkpoint to go on from, and what the engine writes.
+
+It exists only while the attempt runs. The lock file tells a folder in use from one whose worker has died.
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from api.store.attempts import Claim
+from api.store.blobs import Blobs
+
+_LOCK = ".in-use"
+
+
+@contextmanager
+def attempt_folder(work_dir: Path, claim: Claim) -> Iterator[Path]:
+    """A new folder for the attempt, readable by this user alone, removed at the end whatever happens."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    folder = work_dir / f"{claim.job_id}-{claim.attempt}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    lock = (folder / _LOCK).open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def remove_abandoned(work_dir: Path) -> list[str]:
+    """Remove the folders of attempts whose worker is gone; returns their names."""
+    removed = []
+    for folder in work_dir.glob("job_*"):
+        with suppress(OSError), (folder / _LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder.name)
+    return removed
+
+
+def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, Any]:
+    """Write what the engine needs and return its command. Raises BlobMissing and BlobDamaged for the data sets.
+
+    A checkpoint is put there by `restore_checkpoint`.
+    """
+    data = folder / "data"
+    data.mkdir()
+    paths = {}
+    for dataset in claim.datasets.values():
+        paths[dataset.id] = data / f"{dataset.id}.jsonl"
+        blobs.get(dataset.blob, paths[dataset.id], dataset.key)
+    models = {claim.model.id: claim.model.path} if claim.model else {}
+    (folder / "spec.json").write_text(claim.spec.model_dump_json())
+    inputs = {"models": models, "datasets": {name: str(path) for name, path in paths.items()}}
+    (folder / "inputs.json").write_text(json.dumps(inputs))
+    (folder / "out").mkdir()
+    sources = {"forget": claim.spec.data.forget, "retain": claim.spec.data.retain}
+    commitments = {
+        name: claim.datasets[source.dataset].commitment
+        for name, source in sources.items()
+        if source is not None and source.source == "upload"
+    }
+    return {
+        "spec": str(folder / "spec.json"),
+        "inputs": str(folder / "inputs.json"),
+        "out": str(folder / "out"),
+        "resume": None,
+        "commitments": commitments,
+        "lease": lease,
+    }
+
+
+def restore_checkpoint(folder: Path, claim: Claim, blobs: Blobs) -> Path | None:
+    """Put the checkpoint to go on from in place. Raises BlobMissing and BlobDamaged."""
+    if claim.checkpoint is None:
+        return None
+    target = folder / "resume"
+    target.mkdir()
+    for file in claim.checkpoint.files:
+        blobs.get(file.digest, target / file.name, claim.key)
+    return target

@@ -1,0 +1,175 @@
+"""Carries the engine's events to SQL, renews the lease with them, and turns a cancel or a leaving worker into a stop.
+
+The engine's own lease is shorter than the row's: it has stopped by the time another worker may begin.
+"""
+
+import queue
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from api.store import attempts
+from api.store.attempts import Claim, Note
+from api.store.metrics import Measurement
+from api.store.session import Database
+from worker.checkpoints import CheckpointStore
+from worker.engine import Engine, Event
+
+log = structlog.get_logger()
+
+_FLUSH_SECONDS = 0.3
+_TELL_SECONDS = 1.0
+# The engine's deadline starts when it reads the renewal, a moment after the database's; this keeps it the earlier one.
+ENGINE_SHARE = 0.8
+
+
+@dataclass
+class Relay:
+    """One attempt's conversation with its engine. `run` returns when the engine has ended."""
+
+    database: Database
+    claim: Claim
+    engine: Engine
+    store: CheckpointStore
+    lease: float
+    grace: float
+    leaving: threading.Event
+    said: dict[str, Event] = field(default_factory=dict)  # the last event of each kind
+    stopped_for: str | None = None  # "cancel" or "leaving"
+
+    def __post_init__(self) -> None:
+        self._progress: dict[str, Any] = {}
+        self._notes: list[Note] = []
+        self._measurements: list[Measurement] = []
+        self._flushed = self._told = 0.0
+        self._stop_by = 0.0
+        self._urgent = True
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._saving: list[Future[None]] = []
+
+    def run(self) -> int:
+        """Relay until the engine ends; returns its exit code. Raises LeaseLost, the engine ended first."""
+        try:
+            ended = False
+            while not ended:
+                ended = self._take()
+                self._look()
+            code = self.engine.wait()
+            self.keep_while(self._saving)
+            self._flush(force=True)
+            return code
+        except BaseException:
+            self.engine.kill()
+            self.engine.wait()
+            raise
+        finally:
+            self._background.shutdown(wait=True, cancel_futures=True)
+
+    def keep_while(self, work: list[Future[None]]) -> None:
+        """Keep the lease until all of this is done. Raises what it raised, and LeaseLost."""
+        while work:
+            if work[0].done():
+                work.pop(0).result()
+            else:
+                time.sleep(0.05)
+                self._flush()
+
+    def _take(self) -> bool:
+        """Take what the engine said since the last look; True at its end."""
+        until = time.monotonic() + _FLUSH_SECONDS
+        while (left := until - time.monotonic()) > 0:
+            try:
+                event = self.engine.events.get(timeout=left)
+            except queue.Empty:
+                return False
+            if event is None:
+                return True
+            self._enter(event)
+            if self._urgent:
+                return False
+        return False
+
+    def _look(self) -> None:
+        """Write what is due, and stop the engine where that was asked for."""
+        while self._saving and self._saving[0].done():
+            self._saving.pop(0).result()
+        cancel = self._flush()
+        if self.stopped_for is None and (cancel or self.leaving.is_set()):
+            self.stopped_for = "cancel" if cancel else "leaving"
+            self._stop_by = time.monotonic() + self.grace
+            self.engine.stop()
+        if self.stopped_for and time.monotonic() > self._stop_by:
+            self.engine.kill()
+
+    def _flush(self, force: bool = False) -> bool:
+        waited = time.monotonic() - self._flushed
+        something = bool(self._notes or self._measurements)
+        due = (
+            force
+            or self._urgent
+            or waited > self.lease / 3
+            or waited > _TELL_SECONDS
+            or (something and waited > _FLUSH_SECONDS)
+        )
+        if not due:
+            return False
+        self._flushed, self._urgent = time.monotonic(), False
+        try:
+            with self.database.transaction() as session:
+                cancel = attempts.record(
+                    session,
+                    self.claim,
+                    lease=self.lease,
+                    progress=self._progress,
+                    notes=self._notes,
+                    measurements=self._measurements,
+                )
+        except DBAPIError as error:
+            # The database is away: what was said is kept and written later. The engine ends itself with its lease.
+            log.warning("database unreachable", job=self.claim.job_id, error=type(error.orig).__name__)
+            return False
+        self._notes, self._measurements = [], []
+        self.engine.renew(self.lease * ENGINE_SHARE)
+        return cancel
+
+    def _enter(self, event: Event) -> None:
+        kind = event.pop("event")
+        self.said[kind] = event
+        if kind == "step":
+            self._step(event)
+        elif kind == "progress":
+            self._progress |= {name: event[name] for name in ("phase", "done", "total")}
+        elif kind == "phase":
+            self._progress = {"phase": event["phase"]}
+            self._note(kind, event)
+        elif kind == "checkpoint":
+            future = self._background.submit(self.store.keep, Path(event["folder"]), event["step"])
+            self._saving.append(future)
+        elif kind == "scores":
+            self._measurements.append(Measurement(event["when"], 0, event["metrics"]))
+            self._note(kind, {"when": event["when"]})
+        elif kind == "watch":
+            self._measurements.append(Measurement("watch", event["step"], event["metrics"]))
+            self._note(kind, event)
+        elif kind == "accepted":
+            self._note(kind, event)
+        # `done` and `error` are written by whoever ends the attempt; `ready` is old news.
+
+    def _note(self, kind: str, event: Event) -> None:
+        self._notes.append(Note(kind, event))
+        self._urgent = True
+
+    def _step(self, event: Event) -> None:
+        numbers = {name: value for name, value in event.items() if name not in ("at", "step", "steps", "seconds_left")}
+        self._measurements.append(Measurement("step", event["step"], numbers))
+        keep = ("step", "steps", "loss", "seconds_left")
+        self._progress = {"phase": "train"} | {name: event[name] for name in keep}
+        if time.monotonic() - self._told > _TELL_SECONDS or event["step"] == event["steps"]:
+            self._told = time.monotonic()
+            self._notes.append(Note("progress", dict(self._progress)))

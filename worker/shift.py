@@ -1,0 +1,118 @@
+"""A worker's time on duty: its slots (one running job each), and the thread that looks at SQL by itself.
+
+A consumer can stop consuming after its broker was reset, and messages get lost; neither loses a job.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from api.store import sweep
+from api.store.blobs import Blobs
+from api.store.session import open_database
+from core.report.sign import load_or_create_key
+from worker.attempt import Bench, run_job
+from worker.engine import Spare
+from worker.folder import remove_abandoned
+from worker.settings import WorkerSettings
+
+log = structlog.get_logger()
+
+
+class Shift:
+    """Runs jobs, at most `slots` at a time; sweeps while it waits. `ring` sends a job's id to the queue."""
+
+    def __init__(self, settings: WorkerSettings, *, slots: int, ring: Callable[[str], object]) -> None:
+        self.settings = settings
+        self.leaving = threading.Event()
+        self._ring = ring
+        self._database = open_database(settings.database_url)
+        self._blobs = Blobs(settings.artifacts_url)
+        self._key = load_or_create_key(settings.signing_key_file)
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._slots = threading.BoundedSemaphore(slots)
+        self._spare = Spare()
+        self._looker = threading.Thread(target=self._look_after, name="look")
+        self._runners: list[threading.Thread] = []
+
+    def begin(self) -> None:
+        """Warm the spare and start looking."""
+        self._spare.refill()
+        self._looker.start()
+
+    def end(self) -> None:
+        """Wait for what runs to end; `leaving` has been set."""
+        self.leaving.set()
+        self._looker.join()
+        for runner in self._runners:
+            runner.join()
+        self._spare.close()
+        self._database.close()
+
+    def job(self, job_id: str) -> None:
+        """Carry out a job when a slot is free; a worker that leaves takes none."""
+        while not self._slots.acquire(timeout=0.2):
+            if self.leaving.is_set():
+                return
+        try:
+            if not self.leaving.is_set():
+                run_job(self._bench(), job_id)
+        finally:
+            self._slots.release()
+
+    def _bench(self) -> Bench:
+        return Bench(self.settings, self._database, self._blobs, self._spare, self.leaving, self._key, self._name)
+
+    def _look_after(self) -> None:
+        while not self.leaving.is_set():
+            try:
+                self._look()
+            except Exception:
+                # The database or the broker is away; the next look may find it back.
+                log.warning("sweep failed", exc_info=True)
+            self.leaving.wait(self.settings.poll_seconds)
+
+    def _look(self) -> None:
+        """Requeue what dead workers left, ring again for what waits, and take a waiting job where a slot is free."""
+        for name in remove_abandoned(self.settings.work_dir):
+            log.info("abandoned folder removed", folder=name)
+        with self._database.transaction() as session:
+            requeued = sweep.expired(session, cap=self.settings.attempts_cap)
+            rung = [*(job.id for job in requeued if job.status == "queued")]
+            rung += sweep.waiting(session, older_than=self.settings.poll_seconds)
+        for job in rung:
+            try:
+                self._ring(job)
+            except Exception as error:
+                log.warning("broker unreachable", error=type(error).__name__)
+                break
+        self._take_waiting()
+
+    def _take_waiting(self) -> None:
+        """Begin waiting jobs by ourselves, in threads of their own so that the sweep goes on meanwhile."""
+        self._runners = [thread for thread in self._runners if thread.is_alive()]
+        while not self.leaving.is_set() and self._slots.acquire(blocking=False):
+            with self._database.reading() as session:
+                job = sweep.next_queued(session)
+            if job is None:
+                self._slots.release()
+                return
+            self._runners.append(threading.Thread(target=self._run_and_release, args=(job,), name="runner"))
+            self._runners[-1].start()
+
+    def _run_and_release(self, job_id: str) -> None:
+        try:
+            while run_job(self._bench(), job_id) and not self.leaving.is_set():
+                with self._database.reading() as session:
+                    following = sweep.next_queued(session)
+                if following is None:
+                    return
+                job_id = following
+        except Exception:
+            # Whatever happened, the job's lease will run out and another attempt will follow.
+            log.exception("attempt broke off", job=job_id)
+        finally:
+            self._slots.release()
