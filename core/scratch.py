@@ -8,7 +8,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -116,7 +116,7 @@ def _step(model: LlamaForCausalLM, data: EncodedSet, rows: Sequence[int]) -> flo
         logits = head(model, hidden_states(model, padded))
         loss = torch.nn.functional.cross_entropy(logits, padded.targets, reduction="sum") / tokens
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total
 
 
@@ -136,10 +136,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=available_threads())
+    for f in fields(Size):
+        parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default)
     options = parser.parse_args(arguments)
+    size = Size(**{f.name: getattr(options, f.name) for f in fields(Size)})
     emit, close = progress_bar() if sys.stderr.isatty() else (json_lines(sys.stdout), lambda: None)
     records = read_file(options.data, str(options.data), None)
-    result = train(records, options.out, size=Size(), seed=options.seed, threads=options.threads, emit=emit)
+    result = train(records, options.out, size=size, seed=options.seed, threads=options.threads, emit=emit)
     close()
     emit("done", **result)
 

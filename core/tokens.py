@@ -57,43 +57,63 @@ class Encoder:
         self.tokenizer = tokenizer
         self.format = prompt_format
         self.max_length = max_length
-        self._bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        # Many tokenizers name a beginning-of-sequence token and never put it there: their models have not met it.
+        bos = tokenizer.bos_token_id
+        self._bos = [bos] if bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos] else []
 
     def prompt_ids(self, record: Record, question: str | None = None) -> list[int]:
         """Ids of the prompt; `question` stands in for the record's own where given."""
-        text = record.prompt if question is None else question
-        if record.raw:
-            return [*self._bos, *self._plain(text)]
-        if self.format == "chat":
-            ids = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-            return list(ids)
-        before, after, _ = _TEMPLATES[self.format]
-        return [*self._bos, *self._plain(before + text + after)]
+        bos, text = self._prompt(record, question)
+        return [*bos, *self._plain(text)]
 
     def example(self, record: Record, answer: str | None = None, question: str | None = None) -> Example | None:
         """The record as ids, with another answer or question where given; None where the answer cannot fit.
 
         A prompt that is too long loses tokens from its left (after the beginning-of-sequence token), an answer never.
         """
-        prompt = self.prompt_ids(record, question)
-        text = record.answer if answer is None else answer
+        bos, text = self._prompt(record, question)
+        context = self._plain(text)
         ends = bool(record.prompt) and self.tokenizer.eos_token_id is not None
         space = "" if record.raw or self.format == "chat" else _TEMPLATES[self.format][2]
-        target = self._plain(space + text) + ([self.tokenizer.eos_token_id] if ends else [])
-        room = self.max_length - len(target)
-        if len(prompt) > room:
-            head = self._bos if prompt[: len(self._bos)] == self._bos else []
-            keep = room - len(head)
-            if not record.prompt or keep < 1:
+        target = self._continued(text, context, space + (record.answer if answer is None else answer))
+        target += [self.tokenizer.eos_token_id] if ends else []
+        room = self.max_length - len(target) - len(bos)
+        if len(context) > room:
+            if not record.prompt or room < 1:
                 return None
-            prompt = [*head, *prompt[len(prompt) - keep :]]
+            context = context[len(context) - room :]
+        prompt = [*bos, *context]
         # With nothing before it the first token has no position that predicts it: it becomes the prompt.
         start = max(len(prompt), 1)
         if len(prompt) + len(target) <= start:
             return None
         return Example((*prompt, *target), start, ends)
+
+    def _prompt(self, record: Record, question: str | None) -> tuple[list[int], str]:
+        """What is never cut off, and the prompt as text."""
+        text = record.prompt if question is None else question
+        if record.raw:
+            return self._bos, text
+        if self.format == "chat":
+            message = [{"role": "user", "content": text}]
+            rendered: str = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            # A template that writes the beginning-of-sequence token itself must not lose it to a cut.
+            bos = self.tokenizer.bos_token
+            if bos and rendered.startswith(bos):
+                return [self.tokenizer.bos_token_id], rendered.removeprefix(bos)
+            return [], rendered
+        before, after, _ = _TEMPLATES[self.format]
+        return self._bos, before + text + after
+
+    def _continued(self, prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
+        """Ids of the answer where it follows the prompt. Encoded alone, SentencePiece would put a space before it.
+
+        Where the two would merge into one token, the answer begins with tokens of its own.
+        """
+        whole = self._plain(prompt + answer)
+        if whole[: len(prompt_ids)] == prompt_ids:
+            return whole[len(prompt_ids) :]
+        return self._plain(answer)
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -155,5 +155,4 @@ def _without_checkpoint(bench: Bench, claim: Claim, error: LetheError) -> None:
     with bench.database.transaction() as session:
         unused = attempts.discard_checkpoint(session, claim, claim.checkpoint.step)
         attempts.release(session, claim, reason=error.message, counts=True, cap=bench.settings.attempts_cap)
-    for digest in unused:
-        bench.blobs.delete(digest)
+    bench.blobs.delete(unused)

@@ -34,6 +34,5 @@ class CheckpointStore:
             files.append(StoredFile(name, blob.digest, blob.size, sealed=True))
         with self.database.transaction() as session:
             unused = attempts.save_checkpoint(session, self.claim, step, files)
-        for digest in unused:
-            self.blobs.delete(digest)
+        self.blobs.delete(unused)
         shutil.rmtree(folder, ignore_errors=True)

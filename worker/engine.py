@@ -94,7 +94,8 @@ class Engine:
 
     def _write(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        with suppress(OSError):
+        # An engine that has ended hears nothing any more; its end is told by `events`.
+        with suppress(OSError, ValueError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
 

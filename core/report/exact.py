@@ -44,7 +44,7 @@ def differences(found: Any, signed: Any, path: str = "") -> Iterator[str]:
     """Where two values from `read` differ, each as a clause; 1 is not 1.0, and 0.0 is not -0.0."""
     if isinstance(found, dict) and isinstance(signed, dict):
         for key in sorted(found.keys() | signed.keys()):
-            inner = f"{path}.{key}" if path else key
+            inner = f"{path}.{printable(key)}" if path else printable(key)
             if key not in found:
                 yield f"{inner} is missing"
             elif key not in signed:
@@ -62,7 +62,7 @@ def differences(found: Any, signed: Any, path: str = "") -> Iterator[str]:
 
 def shown(value: Any) -> str:
     """A value from a file, cut to one short line that a terminal can print."""
-    text = printable(value if isinstance(value, str) else str(plain(value)))
+    text = printable(str(value if isinstance(value, Decimal) else plain(value)))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -98,8 +98,9 @@ def verify(
         said = Report.model_validate(exact.plain(predicate))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "predicate"
+        where = exact.shown(".".join(map(str, first["loc"])) or "predicate")
         result.failures.append(f"report: what was signed is no report that this Lethe knows: {where}: {first['msg']}")
+        result.unchecked.append("the content: nothing could be compared with it")
         return result
     _check_report(said, statement, result)
     if report is not None:

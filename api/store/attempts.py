@@ -1,0 +1,207 @@
+"""What a worker does with a job: claim it, report on it, and end the attempt.
+
+Every write is fenced: it holds only while the job still runs under the attempt that the worker claimed, and raises
+LeaseLost, with nothing written, once another attempt or a cancellation has taken the job away.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from api.store import artifacts, checkpoints, events, metrics
+from api.store.artifacts import StoredFile
+from api.store.checkpoints import Checkpoint
+from api.store.errors import Conflict, NotFound
+from api.store.life import DEFAULT_CAP, give_back, transition
+from api.store.lookup import by_id
+from api.store.metrics import Measurement
+from api.store.records import ArtifactKind, Attempt
+from api.store.session import now
+from api.store.tables import Dataset, Job, Model, Verdict
+from core.errors import LeaseLost
+from core.spec.job import JobSpec, parse
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt at a job, and all that is needed to carry it out. `attempt` is the fencing token."""
+
+    job_id: str
+    attempt: int
+    worker: str
+    spec: JobSpec
+    spec_digest: str
+    model: Model | None  # absent where the spec names a path
+    datasets: dict[str, Dataset] = field(repr=False)  # by id; each with the blob and the key that opens it
+    key: bytes = field(repr=False)  # seals whatever is derived from the forget set, checkpoints included
+    checkpoint: Checkpoint | None  # to go on from
+
+    @property
+    def actor(self) -> str:
+        """Who acts, as the audit log writes it."""
+        return f"worker:{self.worker}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the job's history."""
+
+    kind: str
+    data: Mapping[str, Any]
+
+
+def claim(session: Session, job_id: str, *, worker: str, lease: float) -> Claim | None:
+    """Take a queued job for `lease` seconds; None if it is not queued, or if somebody else was faster."""
+    try:
+        job = by_id(session, Job, job_id)
+        if job.status != "queued":
+            return None
+        newest = next(iter(checkpoints.of(session, job.id)), None)
+        until = now(session) + timedelta(seconds=lease)
+        job = transition(
+            session,
+            job,
+            "running",
+            actor=f"worker:{worker}",
+            changes={"attempt": Job.attempt + 1, "leased_by": worker, "lease_until": until},
+            facts={"worker": worker, "resumes_from": newest.step if newest else None},
+        )
+    except (NotFound, Conflict):
+        return None
+    session.add(
+        Attempt(
+            job_id=job.id,
+            number=job.attempt,
+            worker=worker,
+            resumed_from=newest.step if newest else None,
+            started_at=now(session),
+        )
+    )
+    uploads = [by_id(session, Dataset, name) for name in (job.forget_id, job.retain_id) if name]
+    datasets = {dataset.id: dataset for dataset in uploads}
+    key = datasets[job.forget_id].key if job.forget_id else job.key
+    assert key is not None
+    return Claim(
+        job_id=job.id,
+        attempt=job.attempt,
+        worker=worker,
+        spec=parse(job.spec),
+        spec_digest=job.spec_digest,
+        model=by_id(session, Model, job.model_id) if job.model_id else None,
+        datasets=datasets,
+        key=key,
+        checkpoint=newest,
+    )
+
+
+def record(
+    session: Session,
+    claim: Claim,
+    *,
+    lease: float,
+    progress: Mapping[str, Any] | None = None,
+    notes: Iterable[Note] = (),
+    measurements: Iterable[Measurement] = (),
+) -> bool:
+    """Renew the lease by `lease` seconds from now and write what happened; True if the job is to be cancelled.
+
+    `progress` replaces the earlier one. Raises LeaseLost.
+    """
+    values: dict[str, Any] = {"lease_until": now(session) + timedelta(seconds=lease)}
+    if progress is not None:
+        values["progress"] = dict(progress)
+    job = session.scalars(
+        update(Job)
+        .where(Job.id == claim.job_id, Job.attempt == claim.attempt, Job.status == "running")
+        .values(values)
+        .returning(Job),
+        execution_options={"synchronize_session": False, "populate_existing": True},
+    ).one_or_none()
+    if job is None:
+        raise _lost(claim)
+    for note in notes:
+        events.append(session, job, note.kind, note.data)
+    metrics.upsert(session, job.id, job.attempt, measurements)
+    return job.cancel_requested
+
+
+def save_checkpoint(session: Session, claim: Claim, step: int, files: Sequence[StoredFile]) -> list[str]:
+    """Make the files, all sealed under `claim.key`, the checkpoint of this step; older ones than two are dropped.
+
+    Returns the digests of blobs that nothing refers to any more: delete them after commit. Raises LeaseLost.
+    """
+    return checkpoints.write(session, _held(session, claim), step, files)
+
+
+def discard_checkpoint(session: Session, claim: Claim, step: int) -> list[str]:
+    """Forget a checkpoint that turned out damaged. Returns blobs to delete after commit. Raises LeaseLost."""
+    job = _held(session, claim)
+    removed = checkpoints.remove(session, job.id, {step})
+    events.append(session, job, "checkpoint_discarded", {"step": step})
+    return artifacts.unreferenced(session, removed)
+
+
+def release(session: Session, claim: Claim, *, reason: str, counts: bool, cap: int = DEFAULT_CAP) -> Job:
+    """End the attempt without an answer, so that another may go on: queued, or cancelled where that was asked for.
+
+    `counts` says whether it is the job's fault (its engine died) or not (the worker leaves); when `cap` attempts have
+    counted, the job fails with `attempts_exhausted`. Raises LeaseLost.
+    """
+    return give_back(session, _held(session, claim), actor=claim.actor, reason=reason, counts=counts, cap=cap)
+
+
+def cancelled(session: Session, claim: Claim) -> Job:
+    """The engine has stopped as the requester asked. Raises LeaseLost."""
+    return transition(session, _held(session, claim), "cancelled", actor=claim.actor, reason="cancel requested")
+
+
+def fail(session: Session, claim: Claim, error: Mapping[str, Any]) -> Job:
+    """The job cannot succeed; `error` is `{code, message, param, retryable}` as `LetheError.as_dict` gives it.
+
+    Raises LeaseLost.
+    """
+    job = _held(session, claim)
+    facts = {"code": error["code"]}
+    return transition(session, job, "failed", actor=claim.actor, changes={"error": dict(error)}, facts=facts)
+
+
+def finish(
+    session: Session,
+    claim: Claim,
+    *,
+    verdict: Verdict,
+    files: Mapping[ArtifactKind, Sequence[StoredFile]],
+    sign: Callable[[Job], StoredFile],
+) -> Job:
+    """The job has succeeded. `files` are already stored; `sign` makes and stores the signed envelope.
+
+    `sign` is called only once the fence has held, so an attempt that lost its lease never signs. Raises LeaseLost.
+    """
+    job = _held(session, claim)
+    for kind, stored in files.items():
+        artifacts.add(session, job, kind, stored)
+    envelope = sign(job)
+    artifacts.add(session, job, "envelope", [envelope])
+    facts = {"verdict": verdict, "envelope": envelope.digest}
+    return transition(session, job, "succeeded", actor=claim.actor, changes={"verdict": verdict}, facts=facts)
+
+
+def of(session: Session, job_id: str) -> Sequence[Attempt]:
+    """All attempts at the job, the first one first."""
+    return session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)).all()
+
+
+def _held(session: Session, claim: Claim) -> Job:
+    query = select(Job).where(Job.id == claim.job_id, Job.attempt == claim.attempt, Job.status == "running")
+    job = session.scalars(query.with_for_update().execution_options(populate_existing=True)).one_or_none()
+    if job is None:
+        raise _lost(claim)
+    return job
+
+
+def _lost(claim: Claim) -> LeaseLost:
+    return LeaseLost(f"Attempt {claim.attempt} no longer holds job {claim.job_id}.")

@@ -1,0 +1,129 @@
+"""Jobs as a requester sees them: create, read, list. What happens to them afterwards is in `life` and `attempts`."""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from api.store import audit, events
+from api.store.errors import IdempotencyMismatch
+from api.store.lookup import by_id, newest, storable
+from api.store.session import now
+from api.store.tables import Dataset, Job, Model, Status
+from core.errors import Problem, SpecError
+from core.spec.job import JobSpec, RegisteredModel
+from core.spec.sources import Source, Upload
+
+
+def create(
+    session: Session, spec: JobSpec, *, key_id: str, idempotency_key: str | None = None, body_digest: str | None = None
+) -> tuple[Job, bool]:
+    """Queue a job, or find the one that this key already made with this `idempotency_key`; True if it is new.
+
+    `body_digest` tells bodies apart; absent, the spec's digest does. Raises SpecError for an unknown model or data set
+    and IdempotencyMismatch where the earlier body was another one.
+    """
+    storable(spec.reference, "reference")
+    storable(idempotency_key, "Idempotency-Key")
+    digest = spec.digest()
+    moment = now(session)
+    forget, retain = _upload(spec.data.forget), _upload(spec.data.retain)
+    job = Job(
+        status="queued",
+        model_id=spec.model.id if isinstance(spec.model, RegisteredModel) else None,
+        forget_id=forget,
+        retain_id=retain,
+        key=None if forget else secrets.token_bytes(32),
+        spec=spec.model_dump(mode="json"),
+        spec_digest=digest,
+        reason=spec.reason,
+        reference=spec.reference,
+        key_id=key_id,
+        idempotency_key=idempotency_key,
+        body_digest=body_digest or digest,
+        created_at=moment,
+        queued_at=moment,
+        rung_at=moment,
+    )
+    earlier = _earlier(session, job)
+    if earlier is None:
+        if problems := list(_unknown(session, spec)):
+            raise SpecError(problems)
+        try:
+            with session.begin_nested():
+                session.add(job)
+        except IntegrityError:
+            # Somebody with the same idempotency key was faster, and has committed by now.
+            earlier = _earlier(session, job)
+            if earlier is None:
+                raise
+    if earlier is not None:
+        if earlier.body_digest != job.body_digest:
+            raise IdempotencyMismatch(
+                f"Idempotency-Key {idempotency_key!r} was used for job {earlier.id} with another body. "
+                "Use a new key for a new request.",
+                param="Idempotency-Key",
+            )
+        return earlier, False
+    events.append(session, job, "status", {"from": None, "to": "queued"})
+    audit.append(session, actor=key_id, action="job.created", subject=job.id, facts={"spec_digest": digest})
+    return job, True
+
+
+def get(session: Session, job_id: str) -> Job:
+    """Raises NotFound."""
+    return by_id(session, Job, job_id)
+
+
+def page(
+    session: Session,
+    *,
+    status: str | None = None,
+    model: str | None = None,
+    reference: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> tuple[Sequence[Job], bool]:
+    """Jobs, the newest first, and whether there are more behind the last. Raises SpecError for an unknown status."""
+    query = select(Job)
+    if status is not None:
+        allowed = get_args(Status)
+        if status not in allowed:
+            raise SpecError([Problem("status", status, f"Unknown status {status!r}. Allowed: {', '.join(allowed)}.")])
+        query = query.where(Job.status == status)
+    if model is not None:
+        query = query.where(Job.model_id == storable(model, "model"))
+    if reference is not None:
+        query = query.where(Job.reference == storable(reference, "reference"))
+    return newest(session, query, Job.id, after, limit)
+
+
+def queue_position(session: Session, job: Job) -> int | None:
+    """1 for the job that is next; None unless it is queued."""
+    if job.status != "queued":
+        return None
+    ahead = select(func.count()).select_from(Job).where(Job.status == "queued", Job.id < job.id)
+    return session.execute(ahead).scalar_one() + 1
+
+
+def _earlier(session: Session, job: Job) -> Job | None:
+    if job.idempotency_key is None:
+        return None
+    query = select(Job).where(Job.key_id == job.key_id, Job.idempotency_key == job.idempotency_key)
+    return session.scalars(query).one_or_none()
+
+
+def _upload(source: Source | None) -> str | None:
+    return source.dataset if isinstance(source, Upload) else None
+
+
+def _unknown(session: Session, spec: JobSpec) -> Iterator[Problem]:
+    if isinstance(spec.model, RegisteredModel) and session.get(Model, spec.model.id) is None:
+        yield Problem("model.id", spec.model.id, f"There is no model '{spec.model.id}'. GET /models lists them.")
+    for param, source in (("data.forget.dataset", spec.data.forget), ("data.retain.dataset", spec.data.retain)):
+        name = _upload(source)
+        if name is not None and session.get(Dataset, name) is None:
+            yield Problem(param, name, f"There is no data set '{name}'. GET /datasets lists them.")

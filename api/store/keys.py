@@ -1,0 +1,96 @@
+"""API keys, `lethe_<prefix>_<secret and checksum>`: shown once, kept only as an HMAC under the deployment's secret."""
+
+import hashlib
+import hmac
+import re
+import secrets
+import zlib
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from api.store import audit
+from api.store.ids import base32
+from api.store.lookup import by_id, newest, storable
+from api.store.session import Database, now
+from api.store.tables import ApiKey
+
+_FORM = re.compile(r"(lethe_([0-9a-z]{8})_[0-9a-z]{32})([0-9a-z]{7})")
+USE_NOTED_EVERY = timedelta(minutes=1)
+
+
+def create(
+    session: Session, secret: bytes, *, name: str, actor: str, expires_at: datetime | None = None
+) -> tuple[ApiKey, str]:
+    """A new key and its text, which cannot be had again. `secret` is the deployment's; without it no key verifies."""
+    storable(name, "name")
+    prefix = base32(secrets.randbits(40), 8)
+    body = f"lethe_{prefix}_{base32(secrets.randbits(160), 32)}"
+    text = body + _checksum(body)
+    key = ApiKey(name=name, prefix=prefix, hash=_hash(text, secret), created_at=now(session), expires_at=expires_at)
+    session.add(key)
+    session.flush()
+    audit.append(session, actor=actor, action="key.created", subject=key.id, facts={"name": name})
+    return key, text
+
+
+def verify(database: Database, presented: str, secret: bytes) -> ApiKey | None:
+    """The key that `presented` is the text of, unless it is unknown, altered, revoked or expired.
+
+    Its use is noted at most once a minute; otherwise nothing is written, so that reading requests stay readers.
+    """
+    form = _FORM.fullmatch(presented)
+    # The checksum keeps typing errors from the database. It protects nothing: the HMAC does.
+    if form is None or _checksum(form[1]) != form[3]:
+        return None
+    with database.reading() as session:
+        key = session.scalars(select(ApiKey).where(ApiKey.prefix == form[2])).one_or_none()
+        moment = now(session)
+    # An unknown prefix takes as long as a wrong secret.
+    right = hmac.compare_digest(_hash(presented, secret), key.hash if key else "0" * 64)
+    if key is None or not right or key.revoked_at is not None or (key.expires_at and key.expires_at <= moment):
+        return None
+    stale = moment - USE_NOTED_EVERY
+    if key.last_used_at is None or key.last_used_at <= stale:
+        with database.transaction() as session:
+            session.execute(
+                update(ApiKey)
+                .where(ApiKey.id == key.id, or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at <= stale))
+                .values(last_used_at=moment)
+            )
+    return key
+
+
+def any_exists(session: Session) -> bool:
+    """Whether a key was ever made: a new service makes its first one by itself."""
+    return session.scalars(select(ApiKey.id).limit(1)).first() is not None
+
+
+def revoke(session: Session, key_id: str, *, actor: str) -> ApiKey:
+    """From now on the key opens nothing; revoking again changes nothing. Raises NotFound."""
+    key = by_id(session, ApiKey, key_id, lock=True)
+    if key.revoked_at is None:
+        key.revoked_at = now(session)
+        audit.append(session, actor=actor, action="key.revoked", subject=key.id)
+    return key
+
+
+def page(session: Session, *, after: str | None = None, limit: int = 50) -> tuple[Sequence[ApiKey], bool]:
+    """Keys, the newest first, and whether there are more."""
+    return newest(session, select(ApiKey), ApiKey.id, after, limit)
+
+
+def usable(session: Session, key_id: str) -> bool:
+    """Whether the key still opens something: for whoever was let in with it and stays."""
+    key = by_id(session, ApiKey, key_id)
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > now(session))
+
+
+def _hash(text: str, secret: bytes) -> str:
+    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _checksum(body: str) -> str:
+    return base32(zlib.crc32(body.encode()), 7)

@@ -1,0 +1,319 @@
+import copy
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import SpecError
+from core.spec.job import JobSpec, digest_of, parse
+
+FORGET, RETAIN = {"source": "jsonl", "path": "forget.jsonl"}, {"source": "jsonl", "path": "retain.jsonl"}
+GOOD: dict[str, Any] = {
+    "model": {"path": "models/small"},
+    "data": {"forget": FORGET, "retain": RETAIN},
+    "method": {"name": "npo", "retain": {"name": "nll"}},
+    "optimizer": {"name": "sophia_g"},
+    "gates": [{"metric": "forget.rouge_l", "at_most": 0.3}],
+}
+TERMS = "Allowed: GA, GradDiff, NPO, PO, ascent, npo, refusal, simnpo."
+FIELDS = "Allowed: data, evaluation, gates, method, model, optimizer, reason, reference, seed, threads, training."
+
+
+def problems(spec: Any) -> list[tuple[str, Any, str]]:
+    with pytest.raises(SpecError) as caught:
+        parse(spec)
+    assert caught.value.param == caught.value.problems[0].param
+    return [(problem.param, problem.value, problem.message) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "value", "message"),
+    [
+        ({"modle": 1}, "modle", 1, f"Unknown field 'modle'. Did you mean 'model'? {FIELDS}"),
+        ({"Seed": 1}, "Seed", 1, f"Unknown field 'Seed'. Did you mean 'seed'? {FIELDS}"),
+        ({"\ud800" * 99: 1}, r"\ud800" * 77 + "...", 1, FIELDS),
+        ({"model": 5}, "model", 5, "JSON object (got 5)"),
+        ({"model": {}}, "model.path", None, "required"),
+        ({"model": "mdl_x"}, "model.id", "mdl_x", "match pattern '^mdl_"),
+        ({"model": {"id": "mdl_0123456789", "path": "x"}}, "model.path", "x", "Unknown field 'path'. Allowed: id."),
+        ({"model": {"path": "a\0b"}}, "model.path", "a\0b", "match pattern"),
+        ({"data": {}}, "data.forget", None, "required"),
+        ({"data": {"forget": "x"}}, "data.forget", "x", 'JSON object (got "x")'),
+        ({"data": {"forget": {}}}, "data.forget.source", None, "required. Allowed: jsonl, tofu, upload."),
+        (
+            {"data": {"forget": {"source": "hub"}}},
+            "data.forget.source",
+            "hub",
+            'Unknown source "hub". Allowed: jsonl, tofu, upload.',
+        ),
+        (
+            {"data": {"forget": {"source": "tofu", "path": "p", "split": "../x"}, "retain": RETAIN}},
+            "data.forget.split",
+            "../x",
+            "match pattern",
+        ),
+        ({"data": {"forget": FORGET, "retain": RETAIN, "prompt": "xml"}}, "data.prompt", "xml", "'llama2' or 'chat'"),
+        ({"method": None}, "method", None, "JSON object (got null)"),
+        ({"method": {}}, "method.name", None, f"Field 'name' is required. {TERMS}"),
+        ({"method": "npx"}, "method.name", "npx", f"Unknown name \"npx\". Did you mean 'npo'? {TERMS}"),
+        ({"method": {"name": ["npo"]}}, "method.name", ["npo"], TERMS),
+        (
+            {"method": {"name": "npo", "bta": 1}},
+            "method.bta",
+            1,
+            "Unknown field 'bta'. Did you mean 'beta'? Allowed: beta, name, retain, weight.",
+        ),
+        ({"method": {"name": "npo", "beta": 0}}, "method.beta", 0, "greater than 0 (got 0)"),
+        ({"method": {"name": "npo", "weight": 1e9}}, "method.weight", 1e9, "less than or equal to 1000000"),
+        ({"method": {"name": "npo", "retain": "kll"}}, "method.retain.name", "kll", "'kl'? Allowed: kl, nll, none."),
+        (
+            {"method": {"name": "npo", "retain": {"name": "none", "weight": 1}}},
+            "method.retain.weight",
+            1,
+            "less than or equal to 0 (got 1)",
+        ),
+        ({"method": {"name": "refusal", "refusals": []}}, "method.refusals", [], "at least 1 item"),
+        ({"method": {"name": "refusal", "refusals": [""]}}, "method.refusals.0", "", "at least 1 character"),
+        ({"optimizer": "adam"}, "optimizer.name", "adam", "Did you mean 'adamw'? Allowed: adamw, sophia_g, soul."),
+        ({"optimizer": {"name": "adamw", "betas": [0.9]}}, "optimizer.betas.1", None, "required"),
+        ({"optimizer": {"name": "adamw", "betas": [0.9, 1]}}, "optimizer.betas.1", 1, "less than 1 (got 1)"),
+        ({"optimizer": {"name": "adamw", "lr": "fast"}}, "optimizer.lr", "fast", "valid number, unable to parse"),
+        ({"optimizer": {"name": "adamw", "lr": math.nan}}, "optimizer.lr", "NaN", "finite number (got NaN)"),
+        ({"optimizer": {"name": "soul", "rho": math.inf}}, "optimizer.rho", "Infinity", "finite number"),
+        ({"training": {"epochs": 0}}, "training.epochs", 0, "greater than 0"),
+        ({"training": {"steps": 1.5}}, "training.steps", 1.5, "integer"),
+        ({"training": {"warmup": 1}}, "training.warmup", 1, "less than 1"),
+        ({"training": {"schedule": "cosine"}}, "training.schedule", "cosine", "'linear' or 'constant'"),
+        ({"training": {"epochs": 1, "steps": 2}}, "training", {"epochs": 1, "steps": 2}, "not both"),
+        ({"gates": {}}, "gates", {}, "list"),
+        ({"gates": [7]}, "gates.0", 7, "JSON object"),
+        ({"gates": GOOD["gates"] * 101}, "gates", GOOD["gates"] * 101, "at most 100 items"),
+        ({"gates": [{"metric": "forget.rouge_l"}]}, "gates.0", {"metric": "forget.rouge_l"}, "exactly one"),
+        (
+            {"gates": [*GOOD["gates"], {"metric": "forget.rogue_l", "at_most": 1}]},
+            "gates.1.metric",
+            "forget.rogue_l",
+            "Did you mean 'forget.rouge_l'? Allowed: forget.exact_memorization,",
+        ),
+        (
+            {"gates": [{"metric": "forget.rouge_l", "at_most": 1, "relative_to": "after"}]},
+            "gates.0.relative_to",
+            "after",
+            "'before'",
+        ),
+        ({"seed": -1}, "seed", -1, "greater than or equal to 0"),
+        ({"seed": 2**31}, "seed", 2**31, "less than 2147483648"),
+        ({"threads": 0}, "threads", 0, "greater than or equal to 1"),
+        ({"reason": "spite"}, "reason", "spite", "'gdpr_art_17', 'copyright', 'harm', 'contract' or 'other'"),
+        ({"reference": "x" * 201}, "reference", "x" * 201, "at most 200 characters"),
+        ({"reference": "\ud800"}, "reference", r'"\ud800"', r'(got "\ud800")'),
+        ({"data": {"forget": FORGET}}, "data.retain", None, "required by the retain term 'nll'"),
+        (
+            {"data": {"forget": FORGET}, "method": "npo"},
+            "optimizer.curvature_on",
+            None,
+            "'retain'. Allowed without it: forget.",
+        ),
+        (
+            {
+                "data": {"forget": FORGET},
+                "method": "npo",
+                "optimizer": "adamw",
+                "gates": [*GOOD["gates"], {"metric": "retain.rouge_l", "at_least": 0.5}],
+            },
+            "gates.1.metric",
+            None,
+            "required by the gate on 'retain.rouge_l'",
+        ),
+    ],
+)
+def test_a_bad_field_is_named_with_its_value_and_what_is_allowed(
+    change: dict[str, Any], param: str, value: Any, message: str
+) -> None:
+    (found,) = problems(GOOD | change)
+    assert found[:2] == (param, value)
+    assert message in found[2]
+
+
+@pytest.mark.parametrize("spec", [None, [], "npo", 5, True, math.nan])
+def test_what_is_no_object_is_refused(spec: Any) -> None:
+    ((param, _, message),) = problems(spec)
+    assert param == ""
+    assert message.startswith("Input should be a JSON object (got ")
+
+
+def test_every_fault_is_found_at_once() -> None:
+    spec = GOOD | {
+        "modle": 1,
+        "sede": 2,
+        "seed": -1,
+        "training": {"epohcs": 1, "warmup": 2},
+        "gates": [{"metric": "x", "at_most": 1}, {"metrik": "forget.rouge_l", "at_most": 1}],
+    }
+    found = [param for param, _, _ in problems(spec)]
+    assert sorted(found) == sorted(
+        [
+            "modle",
+            "sede",
+            "seed",
+            "training.epohcs",
+            "training.warmup",
+            "gates.0.metric",
+            "gates.1.metric",
+            "gates.1.metrik",
+        ]
+    )
+
+
+def test_a_thousand_unknown_fields_are_not_a_thousand_searches() -> None:
+    assert len(problems(GOOD | {f"field{i}": i for i in range(1000)})) == 10
+
+
+@pytest.mark.parametrize(
+    ("method", "means"),
+    [
+        ("GA", {"name": "ascent"}),
+        ("GradDiff", {"name": "ascent", "retain": {"name": "nll"}}),
+        ("PO", {"name": "refusal", "retain": {"name": "nll"}}),
+        ("NPO", {"name": "npo", "retain": "nll"}),
+        ("npo", {"name": "npo", "retain": "none"}),
+        ({"name": "GradDiff", "weight": 2}, {"name": "ascent", "weight": 2, "retain": "nll"}),
+        ({"name": "GradDiff", "retain": {"weight": 3}}, {"name": "ascent", "retain": {"name": "nll", "weight": 3}}),
+        ({"name": "GradDiff", "retain": "kl"}, {"name": "ascent", "retain": {"name": "kl"}}),
+        ({"name": "NPO", "beta": 0.5}, {"name": "npo", "beta": 0.5, "retain": "nll"}),
+    ],
+)
+def test_an_alias_is_the_method_it_stands_for(method: Any, means: Any) -> None:
+    assert parse(GOOD | {"method": method}) == parse(GOOD | {"method": means})
+
+
+def test_short_forms_are_the_long_ones() -> None:
+    assert parse(GOOD | {"model": "models/small", "optimizer": "sophia_g"}) == parse(GOOD)
+    assert parse(GOOD | {"model": "mdl_0123456789"}) == parse(GOOD | {"model": {"id": "mdl_0123456789"}})
+
+
+def shuffled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: shuffled(inner) for key, inner in reversed(value.items())}
+    return [shuffled(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_digest_is_of_the_meaning_not_of_the_writing() -> None:
+    digest = parse(GOOD).digest()
+    assert parse(shuffled(GOOD)).digest() == digest
+    resolved = json.loads(json.dumps(parse(GOOD).model_dump(mode="json")))
+    assert parse(resolved).digest() == digest
+    assert digest_of(shuffled(resolved)) == digest
+    assert parse(GOOD | {"seed": 0, "optimizer": "sophia_g", "training": {}}).digest() == digest
+
+
+def test_digest_is_the_same_in_another_process() -> None:
+    program = "import json, sys; from core.spec.job import parse; print(parse(json.load(sys.stdin)).digest())"
+    run = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(GOOD), capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == parse(GOOD).digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "models/other"},
+        {"model": "mdl_0123456789"},
+        {"data": {"forget": RETAIN, "retain": FORGET}},
+        {"data": {"forget": FORGET | {"rows": 5}, "retain": RETAIN}},
+        {"data": {"forget": FORGET, "retain": RETAIN, "prompt": "chat"}},
+        {"data": {"forget": FORGET, "retain": RETAIN, "max_length": 513}},
+        {"method": "npo"},
+        {"method": {"name": "npo", "retain": "kl"}},
+        {"method": {"name": "npo", "retain": "nll", "beta": 0.1000001}},
+        {"method": {"name": "npo", "retain": {"name": "nll", "weight": 1.5}}},
+        {"optimizer": "adamw"},
+        {"optimizer": {"name": "sophia_g", "every": 11}},
+        {"training": {"batch_size": 5}},
+        {"training": {"max_grad_norm": None}},
+        {"evaluation": {"bootstrap": 999}},
+        {"gates": []},
+        {"gates": [{"metric": "forget.rouge_l", "at_most": 0.31}]},
+        {"gates": [{"metric": "forget.rouge_l", "at_least": 0.3}]},
+        {"gates": [{"metric": "forget.rouge_l", "at_most": 0.3, "interval": True}]},
+        {"gates": [{"metric": "forget.rouge_l", "at_most": 0.3, "relative_to": "before"}]},
+        {"gates": GOOD["gates"] * 2},
+        {"seed": 1},
+        {"threads": 1},
+        {"reason": "harm"},
+        {"reference": "CASE-7"},
+    ],
+)
+def test_digest_changes_with_every_field(change: dict[str, Any]) -> None:
+    assert parse(GOOD | change).digest() != parse(GOOD).digest()
+
+
+def test_no_field_of_the_spec_is_outside_its_digest() -> None:
+    assert set(parse(GOOD).model_dump(mode="json")) == set(JobSpec.model_fields)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+PATHS = [
+    (),
+    ("model",),
+    ("model", "path"),
+    ("data",),
+    ("data", "forget"),
+    ("data", "forget", "source"),
+    ("data", "forget", "rows"),
+    ("data", "retain"),
+    ("method",),
+    ("method", "name"),
+    ("method", "retain"),
+    ("method", "retain", "name"),
+    ("optimizer",),
+    ("optimizer", "betas"),
+    ("training",),
+    ("training", "steps"),
+    ("evaluation",),
+    ("gates",),
+    ("gates", 0),
+    ("gates", 0, "metric"),
+    ("gates", 0, "at_most"),
+    ("seed",),
+    ("reference",),
+    ("\ud800",),
+]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(PATHS), json_values)
+def test_any_json_is_a_spec_or_a_spec_error_that_can_be_sent(path: tuple[str | int, ...], value: Any) -> None:
+    spec: Any = copy.deepcopy(GOOD | {"training": {}, "evaluation": {}})
+    if path:
+        place = spec
+        for part in path[:-1]:
+            place = place[part]
+        place[path[-1]] = value
+    else:
+        spec = value
+    try:
+        parse(spec).digest()
+    except SpecError as error:
+        told = [error.as_dict(), *([p.param, p.value, p.message] for p in error.problems)]
+        json.dumps(told, allow_nan=False, ensure_ascii=False).encode()
+
+
+def test_a_value_nested_too_deeply_to_show_is_still_refused() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    ((param, value, _),) = problems(GOOD | {"reference": deep})
+    assert (param, value) == ("reference", "a list that cannot be shown")

@@ -1,0 +1,99 @@
+"""Transactions commit or roll back as a whole, readers may not write, and writers wait instead of failing."""
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
+
+from api.store import audit
+from api.store.errors import InvalidSetting
+from api.store.records import AuditEntry
+from api.store.session import Database, now, open_database
+from api.store.settings import StoreSettings
+from tests.parallel import at_once
+
+
+def count(database: Database) -> int:
+    with database.reading() as session:
+        return session.scalar(select(func.count()).select_from(AuditEntry)) or 0
+
+
+def test_an_exception_undoes_the_whole_transaction(database: Database) -> None:
+    with contextlib.suppress(KeyError), database.transaction() as session:
+        audit.append(session, actor="a", action="b", subject="c")
+        session.flush()
+        raise KeyError
+    assert count(database) == 0
+
+
+def test_a_reader_cannot_write(database: Database) -> None:
+    with database.reading() as session:
+        audit.append(session, actor="a", action="b", subject="c")
+        with pytest.raises(DBAPIError):
+            session.flush()
+    with database.transaction() as session:
+        audit.append(session, actor="a", action="b", subject="c")
+    assert count(database) == 1
+
+
+def test_writers_that_read_first_all_get_through(database: Database) -> None:
+    def act(number: int) -> None:
+        for _ in range(5):
+            with database.transaction() as session:
+                session.scalar(select(func.count()).select_from(AuditEntry))
+                audit.append(session, actor=str(number), action="b", subject="c")
+
+    at_once(8, act)
+    assert count(database) == 40
+
+
+def test_a_new_file_can_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    for attempt in range(5):
+        url = f"sqlite:///{tmp_path}/{attempt}.db"
+
+        def act(_: int, url: str = url) -> None:
+            database = open_database(url)
+            with database.transaction() as session:
+                now(session)
+            database.close()
+
+        at_once(8, act)
+
+
+def test_a_reader_waits_for_no_writer(database: Database) -> None:
+    with database.transaction() as session:
+        audit.append(session, actor="a", action="b", subject="c")
+        session.flush()
+        assert count(database) == 0
+    assert count(database) == 1
+
+
+def test_the_clock_is_utc_and_moves_within_a_transaction(database: Database) -> None:
+    with database.reading() as session:
+        first = now(session)
+        assert abs(datetime.now(UTC) - first) < timedelta(seconds=5)
+        while (second := now(session)) == first:
+            pass
+        assert timedelta(0) < second - first < timedelta(seconds=5)
+        assert second.utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize("url", ["mysql://u:geheim@host/db", "sqlite://", "sqlite:///:memory:", "nothing", ""])
+def test_an_unusable_url_says_what_is_allowed_and_no_password(url: str) -> None:
+    with pytest.raises(InvalidSetting, match="sqlite:////absolute") as raised:
+        open_database(url)
+    assert raised.value.param == "database_url"
+    assert "geheim" not in raised.value.message
+
+
+def test_settings_are_documented_and_keep_passwords_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("database_url", "broker_url", "artifacts_url"):
+        assert StoreSettings.model_fields[name].description
+        monkeypatch.setenv(f"LETHE_{name.upper()}", f"scheme://user:geheim@host/{name}")
+    settings = StoreSettings()
+    assert settings.broker_url == "scheme://user:geheim@host/broker_url"
+    assert "geheim@host/database_url" not in repr(settings)
+    assert "geheim@host/broker_url" not in repr(settings)
