@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.data.encode import EncodedSet
-from core.errors import CheckpointError
+from core.errors import CheckpointError, ModelError
 from core.report.digest import file_digests
 from core.report.schema import Measurement
 from core.spec.job import JobSpec
@@ -28,6 +28,7 @@ from core.train import Trainer
 MANIFEST = "manifest.json"
 # Derived from the forget set row by row: whoever stores a checkpoint must protect this file as the set itself.
 PRIVATE = frozenset({"reference.safetensors"})
+_FILES = PRIVATE | {"weights.safetensors", "optimizer.safetensors", "state.json"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class State:
 
     step: int
     spec_digest: str
+    input_model: str
     data_check: str
     threads: int
     torch: str
@@ -65,6 +67,7 @@ def save(
     folder: Path,
     trainer: Trainer,
     spec: JobSpec,
+    input_model: str,
     check: str,
     before: Mapping[str, Measurement],
     seconds: float,
@@ -76,6 +79,7 @@ def save(
     state = State(
         step=trainer.step,
         spec_digest=spec.digest(),
+        input_model=input_model,
         data_check=check,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
@@ -91,10 +95,7 @@ def save(
     _write(target / "optimizer.safetensors", _optimizer_state(trainer))
     _write(target / "reference.safetensors", {k: v.contiguous() for k, v in trainer.reference.tensors().items()})
     (target / "state.json").write_text(json.dumps(asdict(state)))
-    files = {
-        name: {"sha256": digest, "size": (target / name).stat().st_size, "private": name in PRIVATE}
-        for name, digest in file_digests(target).items()
-    }
+    files = _files(target)
     for name in files:
         _sync(target / name)
     draft = target / (MANIFEST + ".part")
@@ -107,11 +108,13 @@ def save(
 def is_complete(folder: Path) -> bool:
     """Whether the folder holds a manifest and every file of it, unaltered."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        digests = file_digests(folder)
-    except (OSError, ValueError, KeyError):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        state = json.loads((folder / "state.json").read_text())
+        there = _files(folder)
+        listed = {name: there.get(name) for name in _FILES | manifest["files"].keys()}
+        return bool(manifest == {"step": state["step"], "files": listed})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelError):
         return False
-    return all(digests.get(name) == entry["sha256"] for name, entry in files.items())
 
 
 def latest(folder: Path) -> Path | None:
@@ -119,23 +122,31 @@ def latest(folder: Path) -> Path | None:
     return next((c for c in sorted(folder.glob("step-*"), reverse=True) if is_complete(c)), None)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+def prune(newest: Path, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints up to `newest`; later ones too, which a resume found damaged."""
+    every = sorted(newest.parent.glob("step-*"))
+    kept = [c for c in every if c.name <= newest.name][-keep:]
+    for other in every:
+        if other not in kept:
+            shutil.rmtree(other)
 
 
 def read_state(folder: Path) -> State:
     """The state of a checkpoint. Raises CheckpointError where it is damaged."""
     if not is_complete(folder):
         raise CheckpointError(f"{folder} is not a complete checkpoint: a file is missing or altered")
-    return State(**json.loads((folder / "state.json").read_text()))
+    try:
+        return State(**json.loads((folder / "state.json").read_text()))
+    except (TypeError, ValueError):
+        raise CheckpointError(f"{folder} was written by another version of Lethe") from None
 
 
-def check_same_run(state: State, *, spec_digest: str, data_check: str) -> None:
-    """Raises CheckpointError where the checkpoint belongs to another spec, other data or another torch."""
+def check_same_run(state: State, *, spec_digest: str, input_model: str, data_check: str) -> None:
+    """Raises CheckpointError where the checkpoint belongs to another spec, another model, other data or another
+    torch."""
     for what, found, wanted in (
         ("another spec", state.spec_digest, spec_digest),
+        ("another model", state.input_model, input_model),
         ("other data", state.data_check, data_check),
         ("another torch version", state.torch, torch.__version__),
     ):
@@ -161,6 +172,15 @@ def restore(folder: Path, trainer: Trainer, state: State) -> None:
         name, slot = key.rsplit("/", 1)
         trainer.optimizer.state[by_name[name]][slot] = tensor.to(device)
     trainer.step, trainer.loss, trainer.curve = state.step, state.loss, list(state.curve)
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's entries for what lies in the folder now."""
+    return {
+        name: {"sha256": digest, "size": (folder / name).stat().st_size, "private": name in PRIVATE}
+        for name, digest in file_digests(folder).items()
+        if name != MANIFEST
+    }
 
 
 def _optimizer_state(trainer: Trainer) -> dict[str, Tensor]:

@@ -34,14 +34,17 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _warm()
     emit = json_lines(events)
-    emit("ready")
-    line = sys.stdin.readline()
-    if not line:
-        sys.exit(EXIT_OK)
-    command = json.loads(line)["run"]
-    threading.Thread(target=_keep_lease, args=(command["lease"],), daemon=True).start()
-    code = _carry_out(command, emit, stop)
-    events.flush()
+    try:
+        emit("ready")
+        line = sys.stdin.readline()
+        if not line:
+            sys.exit(EXIT_OK)
+        command = json.loads(line)["run"]
+        threading.Thread(target=_keep_lease, args=(command["lease"],), daemon=True).start()
+        code = _carry_out(command, emit, stop)
+    except BrokenPipeError:
+        # Nobody reads the events any more: the worker is gone.
+        code = LeaseLost.exit_code
     # The lease thread blocks on stdin; interpreter shutdown must not wait for it.
     os._exit(code)
 
@@ -66,6 +69,7 @@ def _carry_out(command: dict[str, Any], emit: Emit, stop: StopFlag) -> int:
             stop=stop,
             resume=Path(command["resume"]) if command["resume"] else None,
             commitments={name: value for name, value in command["commitments"].items() if value},
+            model_digest=command.get("model_digest"),
             keep_checkpoints=None,
         )
     except LetheError as error:

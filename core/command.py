@@ -4,11 +4,12 @@ import argparse
 import json
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from core import checkpoint
 from core.data import Inputs
-from core.errors import EXIT_OK, CheckpointError, LetheError, Problem, SpecError, Stopped
+from core.errors import EXIT_INTERNAL, EXIT_OK, CheckpointError, LetheError, Problem, SpecError, Stopped
 from core.events import StopFlag, json_lines, progress_bar
 from core.report.schema import Report
 from core.run import run
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
 def read_spec(file: Path) -> JobSpec:
     """The spec in a file. Raises SpecError, also for a file that is not JSON."""
     try:
-        return parse(json.loads(file.read_text()))
+        return parse(json.loads(file.read_text("utf-8")))
     except OSError as error:
         raise SpecError([Problem("", str(file), f"{file} cannot be read: {error.strerror}")]) from None
     except ValueError as error:
@@ -38,23 +39,42 @@ def _run(file: Path, out: Path) -> int:
     stop = StopFlag()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    emit, close = progress_bar() if sys.stderr.isatty() else (json_lines(sys.stdout), lambda: None)
+    # Output that goes to a file or a program is for reading by one, though somebody may look at stderr.
+    terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    emit, close = progress_bar() if terminal else (json_lines(sys.stdout), lambda: None)
     try:
         spec = read_spec(file)
         done = _already_done(spec, out)
+        if done:
+            emit(
+                "done",
+                verdict=done.verdict.verdict,
+                report=str(out / "report.json"),
+                model=str(out / "model"),
+                seconds_to_first_step=None,
+                finished_before=True,
+            )
         report = (
             done or run(spec, Inputs(), out, emit=emit, stop=stop, resume=checkpoint.latest(out / "checkpoints")).report
         )
     except LetheError as error:
         close()
-        if sys.stderr.isatty():
+        if terminal:
             hint = " Run the same command to go on." if isinstance(error, Stopped) else ""
             print(f"{error.message}{hint}", file=sys.stderr)
         else:
             emit("error", **error.as_dict())
         return error.exit_code
+    except Exception as error:
+        close()
+        traceback.print_exc()
+        if not terminal:
+            emit("error", code="internal", message=f"{type(error).__name__}: {error}", param=None, retryable=True)
+        return EXIT_INTERNAL
     close()
-    if sys.stderr.isatty():
+    if terminal:
+        if done:
+            print(f"{out} holds the finished run of this spec; nothing was done again.")
         print(f"verdict: {report.verdict.verdict}", *report.verdict.reasons, f"report: {out / 'report.json'}", sep="\n")
     return EXIT_OK
 

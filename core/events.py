@@ -21,7 +21,7 @@ def json_lines(stream: TextIO) -> Emit:
     lock = threading.Lock()
 
     def emit(event: str, **fields: Any) -> None:
-        line = json.dumps({"event": event, "at": round(time.time(), 3), **fields}, ensure_ascii=False, allow_nan=False)
+        line = json.dumps({"event": event, "at": round(time.time(), 3), **fields}, allow_nan=False)
         with lock:
             stream.write(line + "\n")
             stream.flush()

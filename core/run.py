@@ -17,15 +17,16 @@ from core import model as models
 from core.data import SOURCES, Inputs
 from core.data.encode import EncodedSet, encode
 from core.environment import available_threads, describe, prepare
-from core.errors import Stopped
+from core.errors import DataError, Diverged, ModelError, Stopped
 from core.evaluation import metrics_of
-from core.evaluation.score import score
+from core.evaluation.score import RowScore, score
 from core.events import Emit, StopFlag
 from core.methods import METHODS
 from core.reference import Reference, add_hidden, add_sums
 from core.refusals import REFUSALS
 from core.report.build import build
-from core.report.digest import file_digests, model_digest
+from core.report.digest import file_digests
+from core.report.digest import model_digest as digest_of
 from core.report.schema import Absent, Measurement, Report, TrainingDone
 from core.spec.job import JobSpec
 from core.tokens import Encoder, Example
@@ -50,12 +51,14 @@ def run(
     stop: StopFlag,
     resume: Path | None = None,
     commitments: Mapping[str, str] | None = None,
+    model_digest: str | None = None,
     keep_checkpoints: int | None = 2,
 ) -> Outcome:
     """Carry out a spec, leaving `out/model`, `out/report.json` and `out/checkpoints`.
 
     `resume` is a checkpoint folder to go on from; `commitments` the keyed commitments of the sets, where the caller
-    holds their keys; `keep_checkpoints` None keeps them all. Raises the errors of core.errors.
+    holds their keys; `model_digest` what the input model must be; `keep_checkpoints` None keeps them all. Raises the
+    errors of core.errors.
     """
     began, started_at = time.monotonic(), _now()
     state = checkpoint.read_state(resume) if resume else None
@@ -65,15 +68,19 @@ def run(
     emit("phase", phase="load")
     records = {name: _read(source, inputs) for name, source in _sources(spec).items()}
     folder = inputs.model(spec)
+    models.check_folder(folder)
+    input_model = digest_of(file_digests(folder, follow_links=True))
+    if model_digest is not None and input_model != model_digest:
+        raise ModelError(f"{folder} is no longer what was registered: its digest is {input_model}", param="model")
     model, tokenizer = models.load(folder, device)
-    encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, _positions(model)))
+    encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, models.positions(model)))
     sets = {name: encode(rows, encoder, name) for name, rows in records.items()}
     check = checkpoint.data_check(sets, commitments or {})
     if state:
-        checkpoint.check_same_run(state, spec_digest=spec.digest(), data_check=check)
+        checkpoint.check_same_run(state, spec_digest=spec.digest(), input_model=input_model, data_check=check)
 
     scorer = _Scorer(spec, model, encoder, sets, emit, stop)
-    before = checkpoint.measurements(state.before) if state else scorer.measure("before")
+    before = checkpoint.measurements(state.before) if state else scorer.measure("before", 0)
 
     trainer = Trainer(
         spec, model, _trained_on(spec, sets, encoder), Reference(), steps_of(spec, len(sets["forget"].examples))
@@ -95,10 +102,10 @@ def run(
 
     def save() -> None:
         seconds = (state.seconds if state else 0.0) + time.monotonic() - training_began
-        kept = checkpoint.save(out / "checkpoints", trainer, spec, check, before, seconds)
+        kept = checkpoint.save(out / "checkpoints", trainer, spec, input_model, check, before, seconds)
         emit("checkpoint", step=trainer.step, folder=str(kept))
         if keep_checkpoints is not None:
-            checkpoint.prune(out / "checkpoints", keep_checkpoints)
+            checkpoint.prune(kept, keep_checkpoints)
 
     trainer.run(say, stop, save, lambda: scorer.watch(trainer.step))
     trained = TrainingDone(
@@ -112,7 +119,7 @@ def run(
     )
     # A stop that comes while scoring must not cost the training: the last step is a checkpoint too.
     try:
-        after = scorer.measure("after")
+        after = scorer.measure("after", trainer.step)
     except Stopped:
         save()
         raise
@@ -124,7 +131,7 @@ def run(
         spec,
         started_at=started_at,
         finished_at=_now(),
-        input_model=model_digest(file_digests(folder)),
+        input_model=input_model,
         output_files=digests,
         sets={name: (len(s.examples), s.answer_tokens, list(s.too_long)) for name, s in sets.items()},
         commitments=commitments or {},
@@ -135,7 +142,13 @@ def run(
     )
     report_file = out / "report.json"
     report_file.write_text(report.model_dump_json(indent=2))
-    emit("done", verdict=report.verdict.verdict, report=str(report_file), model=str(out / "model"))
+    emit(
+        "done",
+        verdict=report.verdict.verdict,
+        report=str(report_file),
+        model=str(out / "model"),
+        seconds_to_first_step=round(first_step[0], 3) if first_step else None,
+    )
     return Outcome(report, report_file, out / "model")
 
 
@@ -150,8 +163,8 @@ class _Scorer:
     emit: Emit
     stop: StopFlag
 
-    def measure(self, when: str) -> dict[str, Measurement]:
-        """Every metric of every set, before or after."""
+    def measure(self, when: str, step: int) -> dict[str, Measurement]:
+        """Every metric of every set. Raises Diverged naming the step, or ModelError where that is 0."""
         phase = f"score_{when}"
         self.emit("phase", phase=phase)
         metrics: dict[str, Measurement] = {}
@@ -161,7 +174,7 @@ class _Scorer:
             def progress(done: int, of: int, base: int = finished, rows: int = len(data.records)) -> None:
                 self.emit("progress", phase=phase, done=base + rows * done // of, total=total)
 
-            rows = self._score(data, progress=progress)
+            rows = self._score(data, step, progress=progress)
             metrics |= metrics_of(name, rows, self.spec.evaluation.bootstrap)
             finished += len(data.records)
         self.emit("scores", when=when, metrics={name: m.model_dump() for name, m in metrics.items()})
@@ -174,14 +187,14 @@ class _Scorer:
             return
         values: dict[str, float] = {}
         for name, data in self.sets.items():
-            rows = self._score(data, generate=False, rows=count)
+            rows = self._score(data, step, generate=False, rows=count)
             metrics = metrics_of(name, rows, 100)
             values |= {key: m.value for key, m in metrics.items() if not isinstance(m, Absent)}
         self.emit("watch", step=step, metrics=values)
 
-    def _score(self, data: EncodedSet, **how: Any) -> list[Any]:
+    def _score(self, data: EncodedSet, step: int, **how: Any) -> list[RowScore]:
         evaluation = self.spec.evaluation
-        return score(
+        rows = score(
             self.model,
             self.encoder,
             data,
@@ -190,6 +203,12 @@ class _Scorer:
             stop=self.stop,
             **how,
         )
+        # No loss of training follows the last update, so only this would show what it did.
+        if wrong := [row.nll for row in rows if not row.finite]:
+            if step:
+                raise Diverged(step, wrong[0])
+            raise ModelError(f"the model as given has a loss of {wrong[0]} on {len(wrong)} records", param="model")
+        return rows
 
 
 def _sources(spec: JobSpec) -> dict[str, Any]:
@@ -199,10 +218,6 @@ def _sources(spec: JobSpec) -> dict[str, Any]:
 
 def _read(source: Any, inputs: Inputs) -> list[Any]:
     return SOURCES[source.source](source, inputs)
-
-
-def _positions(model: Any) -> int:
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 def _trained_on(spec: JobSpec, sets: Mapping[str, EncodedSet], encoder: Encoder) -> dict[str, tuple[Example, ...]]:
@@ -215,7 +230,14 @@ def _trained_on(spec: JobSpec, sets: Mapping[str, EncodedSet], encoder: Encoder)
             encoder.example(record, answer=sentences[i])
             for record, i in zip(sets["forget"].records, drawn.tolist(), strict=True)
         ]
-        examples["forget"] = tuple(e for e in refused if e is not None)
+        fitting = tuple(e for e in refused if e is not None)
+        if len(fitting) < len(refused):
+            raise DataError(
+                f"{len(refused) - len(fitting)} of {len(refused)} refusals do not fit into data.max_length = "
+                f"{encoder.max_length} tokens",
+                param="data.max_length",
+            )
+        examples["forget"] = fitting
     return examples
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from core.data.batches import by_length, rows_of_step
 from core.data.encode import EncodedSet, encode
 from core.data.jsonl import read_file
 from core.environment import available_threads, prepare
+from core.errors import LetheError
 from core.evaluation.memorisation import exact_memorization, probability
 from core.evaluation.score import score
 from core.events import Emit, StopFlag, json_lines, progress_bar
@@ -55,6 +56,10 @@ def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerFast
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # Whoever asks the model in the ordinary way gets the beginning-of-sequence token that it was trained with.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
@@ -141,8 +146,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     size = Size(**{f.name: getattr(options, f.name) for f in fields(Size)})
     emit, close = progress_bar() if sys.stderr.isatty() else (json_lines(sys.stdout), lambda: None)
-    records = read_file(options.data, str(options.data), None)
-    result = train(records, options.out, size=size, seed=options.seed, threads=options.threads, emit=emit)
+    try:
+        records = read_file(options.data, str(options.data), None)
+        result = train(records, options.out, size=size, seed=options.seed, threads=options.threads, emit=emit)
+    except LetheError as error:
+        close()
+        sys.exit(error.message)
     close()
     emit("done", **result)
 

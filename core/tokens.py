@@ -63,47 +63,48 @@ class Encoder:
 
     def prompt_ids(self, record: Record, question: str | None = None) -> list[int]:
         """Ids of the prompt; `question` stands in for the record's own where given."""
-        bos, text = self._prompt(record, question)
-        return [*bos, *self._plain(text)]
+        text = self._prompt(record, question)
+        return [*self._before(record), *self._plain(text)]
 
     def example(self, record: Record, answer: str | None = None, question: str | None = None) -> Example | None:
         """The record as ids, with another answer or question where given; None where the answer cannot fit.
 
         A prompt that is too long loses tokens from its left (after the beginning-of-sequence token), an answer never.
         """
-        bos, text = self._prompt(record, question)
-        context = self._plain(text)
+        text = self._prompt(record, question)
+        written = self._plain(text)
+        prompt = [*self._before(record), *written]
         ends = bool(record.prompt) and self.tokenizer.eos_token_id is not None
         space = "" if record.raw or self.format == "chat" else _TEMPLATES[self.format][2]
-        target = self._continued(text, context, space + (record.answer if answer is None else answer))
+        target = self._continued(text, written, space + (record.answer if answer is None else answer))
         target += [self.tokenizer.eos_token_id] if ends else []
-        room = self.max_length - len(target) - len(bos)
-        if len(context) > room:
-            if not record.prompt or room < 1:
+        room = self.max_length - len(target)
+        if len(prompt) > room:
+            head = prompt[:1] if prompt[:1] == [self.tokenizer.bos_token_id] else []
+            keep = room - len(head)
+            if not record.prompt or keep < 1:
                 return None
-            context = context[len(context) - room :]
-        prompt = [*bos, *context]
+            prompt = [*head, *prompt[len(prompt) - keep :]]
         # With nothing before it the first token has no position that predicts it: it becomes the prompt.
         start = max(len(prompt), 1)
         if len(prompt) + len(target) <= start:
             return None
         return Example((*prompt, *target), start, ends)
 
-    def _prompt(self, record: Record, question: str | None) -> tuple[list[int], str]:
-        """What is never cut off, and the prompt as text."""
+    def _prompt(self, record: Record, question: str | None) -> str:
         text = record.prompt if question is None else question
         if record.raw:
-            return self._bos, text
+            return text
         if self.format == "chat":
             message = [{"role": "user", "content": text}]
             rendered: str = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-            # A template that writes the beginning-of-sequence token itself must not lose it to a cut.
-            bos = self.tokenizer.bos_token
-            if bos and rendered.startswith(bos):
-                return [self.tokenizer.bos_token_id], rendered.removeprefix(bos)
-            return [], rendered
+            return rendered
         before, after, _ = _TEMPLATES[self.format]
-        return self._bos, before + text + after
+        return before + text + after
+
+    def _before(self, record: Record) -> list[int]:
+        # A chat template writes the beginning-of-sequence token itself, where there is to be one.
+        return [] if self.format == "chat" and not record.raw else self._bos
 
     def _continued(self, prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
         """Ids of the answer where it follows the prompt. Encoded alone, SentencePiece would put a space before it.

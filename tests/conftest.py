@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 
 from api.store import migrate
 from api.store.session import Database, open_database
+from tests.models import Reciter, train_reciter
 from tests.servers import PostgresServer, RedisServer
 
 BACKENDS = ("sqlite", "postgresql")
@@ -101,6 +102,12 @@ def database(database_url: str) -> Iterator[Database]:
     opened = open_database(database_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def reciter(tmp_path_factory: pytest.TempPathFactory) -> Reciter:
+    """A small model that knows a few people by heart, and the rows of those to forget and those to keep."""
+    return train_reciter(tmp_path_factory.mktemp("reciter"))
 
 
 def _plain(url: str) -> str:

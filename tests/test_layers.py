@@ -90,7 +90,10 @@ def test_a_layer_loads_only_what_it_may(name: str, tmp_path: Path) -> None:
     if name == "migrations":
         after = loaded(MIGRATE, [], {"LETHE_DATABASE_URL": f"sqlite:///{tmp_path}/lethe.db"})
     else:
-        after = loaded(IMPORT, list(modules), {})
+        # The worker's Celery app reads its settings when it is imported, as `celery -A worker.app` has it.
+        settings = {name: f"{tmp_path}/x" for name in ("LETHE_WORK_DIR", "LETHE_SIGNING_KEY_FILE")}
+        settings |= {f"LETHE_{name}_URL": f"file://{tmp_path}/x" for name in ("DATABASE", "BROKER", "ARTIFACTS")}
+        after = loaded(IMPORT, list(modules), settings)
         assert {module: after[module] for module in modules} == {module: str(file) for module, file in modules.items()}
     lent = tuple(package for other in LAYERS.values() if within(other.packages[0], layer.may) for package in other.may)
     allowed = layer.packages + layer.may + lent

@@ -72,6 +72,7 @@ def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, An
         "out": str(folder / "out"),
         "resume": None,
         "commitments": commitments,
+        "model_digest": claim.model.digest if claim.model else None,
         "lease": lease,
     }
 

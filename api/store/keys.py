@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.store import audit
 from api.store.ids import base32
-from api.store.lookup import by_id, newest, storable
+from api.store.lookup import by_id, storable
 from api.store.session import Database, now
 from api.store.tables import ApiKey
 
@@ -77,9 +77,9 @@ def revoke(session: Session, key_id: str, *, actor: str) -> ApiKey:
     return key
 
 
-def page(session: Session, *, after: str | None = None, limit: int = 50) -> tuple[Sequence[ApiKey], bool]:
-    """Keys, the newest first, and whether there are more."""
-    return newest(session, select(ApiKey), ApiKey.id, after, limit)
+def every(session: Session) -> Sequence[ApiKey]:
+    """All keys ever made, the newest first."""
+    return session.scalars(select(ApiKey).order_by(ApiKey.id.desc())).all()
 
 
 def usable(session: Session, key_id: str) -> bool:

@@ -3,18 +3,19 @@
 Teacher-forced: the true answer, its paraphrase and its perturbations, mixed by length. Generated: one greedy answer.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from rouge_score.rouge_scorer import RougeScorer
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from core.data.batches import by_length
 from core.data.encode import EncodedSet
 from core.events import StopFlag
-from core.model import head, hidden_states
+from core.model import head, hidden_states, positions
 from core.tokens import Encoder, Example, pad
 
 Progress = Callable[[int, int], None]
@@ -31,6 +32,11 @@ class RowScore:
     paraphrase_loss: float | None = None
     perturbed_losses: list[float] = field(default_factory=list)
     rouge_l: float | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether every loss is a number at all; those of a model that has diverged are not."""
+        return math.isfinite(sum(self.perturbed_losses, self.nll) + (self.paraphrase_loss or 0.0))
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,13 @@ def score(
         done += len(batch)
         if progress:
             progress(done, total)
+    # One limit for the whole set, so that no answer depends on what it is batched with.
+    room = positions(model) - max((len(data.examples[row].prompt) for row in prompts), default=0)
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     for rows_ in by_length(prompts, lambda r: len(data.examples[r].prompt), batch_tokens // 2):
         stop.check()
         texts = generate_answers(
-            model, encoder.tokenizer, [data.examples[r].prompt for r in rows_], max_new_tokens, stop
+            model, encoder.tokenizer, [data.examples[r].prompt for r in rows_], min(max_new_tokens, room), stop
         )
         for row, text in zip(rows_, texts, strict=True):
             scores[row].rouge_l = float(scorer.score(data.records[row].answer, text)["rougeL"].recall)
@@ -136,15 +144,20 @@ def generate_answers(
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(prompt)
         mask[i, width - len(prompt) :] = 1
-    made = model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        use_cache=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        stopping_criteria=StoppingCriteriaList([_StopOnRequest(stop)]),
-    )
+    # A model may bring generation settings of its own (beams, penalties): what it holds shows in plain greedy text.
+    its_own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        made = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+            stopping_criteria=StoppingCriteriaList([_StopOnRequest(stop)]),
+        )
+    finally:
+        model.generation_config = its_own
     stop.check()
     return [text.strip() for text in tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)]

@@ -14,17 +14,19 @@ from core.errors import ModelError
 IGNORED = (".git", ".gitattributes", ".github", ".gitignore")
 
 
-def file_digests(folder: Path) -> dict[str, str]:
+def file_digests(folder: Path, *, follow_links: bool = False) -> dict[str, str]:
     """The SHA-256 (64 hex digits) of every file under `folder`, by its path relative to it with `/` between the parts.
 
     Ordered as in `model_digest`. The folder itself may be reached through a link. Raises ModelError where it is not a
-    folder, cannot be read, holds no file, or holds a symbolic link, a special file or a name that is not UTF-8.
+    folder, cannot be read, holds no file, or holds a special file, a name that is not UTF-8, or a symbolic link: a
+    delivered model must hold its files itself. With `follow_links` links to files count as the files, as in a hub's
+    cache, where every file of a snapshot is one.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder.")
     found: dict[str, str] = {}
     try:
-        for entry in _files(folder):
+        for entry in _files(folder, follow_links):
             with entry.open("rb") as file:
                 found[_name(entry, folder)] = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -51,14 +53,14 @@ def _order(name: str) -> list[str]:
     return name.split("/")
 
 
-def _files(folder: Path, top: bool = True) -> Iterator[Path]:
+def _files(folder: Path, follow_links: bool, top: bool = True) -> Iterator[Path]:
     for path in folder.iterdir():
-        if path.is_symlink():
+        if path.is_symlink() and not (follow_links and path.is_file()):
             raise ModelError(f"{path} is a symbolic link. A model folder must hold the files themselves.")
         if top and path.name in IGNORED:
             continue
         if path.is_dir():
-            yield from _files(path, top=False)
+            yield from _files(path, follow_links, top=False)
         elif path.is_file():
             yield path
         else:

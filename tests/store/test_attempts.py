@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from api.store import artifacts, attempts, audit, checkpoints, events, jobs, life, metrics, sweep
+from api.store.artifacts import StoredFile
 from api.store.attempts import Claim, Note
 from api.store.metrics import Measurement
+from api.store.records import ArtifactKind
 from api.store.session import Database, now
 from api.store.tables import ApiKey, Dataset, Model
 from core.errors import Diverged, LeaseLost
@@ -102,7 +104,7 @@ def test_a_repeated_step_replaces_the_earlier_one(database: Database, job_id: st
 
 def fenced_writes() -> dict[str, Callable[..., object]]:
     def finish(session: Any, claim: Claim) -> object:
-        def sign(_: object) -> artifacts.StoredFile:
+        def sign(_: object) -> StoredFile:
             raise AssertionError("an attempt that lost its lease was signed")
 
         return attempts.finish(session, claim, verdict="passed", files={"report": [stored("report.json")]}, sign=sign)
@@ -175,9 +177,16 @@ def test_a_released_job_that_was_to_be_cancelled_is_cancelled(database: Database
 
 def test_finish_signs_and_stores_in_one_transaction(database: Database, job_id: str, take: Take) -> None:
     claim = take(job_id)
-    files = {"report": [stored("report.json", "d")], "model": [stored("model/model.safetensors", "e")]}
+    files: dict[ArtifactKind, list[StoredFile]] = {
+        "report": [stored("report.json", "d")],
+        "model": [stored("model/model.safetensors", "e")],
+    }
+
+    def fails(_: object) -> StoredFile:
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError), database.transaction() as session:
-        attempts.finish(session, claim, verdict="passed", files=files, sign=lambda _: 1 // 0)  # type: ignore[arg-type]
+        attempts.finish(session, claim, verdict="passed", files=files, sign=fails)
     with database.reading() as session:
         assert jobs.get(session, job_id).status == "running"
         assert artifacts.of(session, job_id) == []

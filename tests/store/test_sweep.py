@@ -9,6 +9,7 @@ from api.store import attempts, jobs, life, sweep
 from api.store.attempts import Claim
 from api.store.session import Database, now
 from api.store.tables import ApiKey, Job
+from core.errors import LeaseLost
 from core.spec.job import JobSpec
 from tests.parallel import at_once
 
@@ -70,7 +71,7 @@ def test_a_renewal_and_a_sweep_at_once_agree(database: Database, job_id: str, ta
 
     try:
         swept = any(at_once(3, act))
-    except attempts.LeaseLost:
+    except LeaseLost:
         swept = True
     with database.reading() as session:
         assert jobs.get(session, job_id).status == ("queued" if swept else "running")

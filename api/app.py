@@ -1,0 +1,82 @@
+"""The REST API: `python -m uvicorn api.app:create_app --factory`. Settings come from LETHE_* variables."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from fastapi import Depends, FastAPI
+
+from api import errors, logs, openapi
+from api.deps import Service, authenticated
+from api.middleware import Surround
+from api.queue import Queue
+from api.routes import artifacts, catalogue, datasets, docs, events, health, jobs, metrics, models
+from api.settings import Settings, load
+from api.store.blobs import Blobs
+from api.store.errors import InvalidSetting
+from api.store.session import open_database
+
+OPEN = (health.router, docs.router)
+GUARDED = (
+    jobs.router,
+    metrics.router,
+    events.router,
+    artifacts.router,
+    datasets.router,
+    models.router,
+    catalogue.router,
+)
+# Threads of their own, so that slow uploads and large folders keep no other request waiting.
+UPLOADS_AT_ONCE = 16
+HASHING_AT_ONCE = 2
+# A live upload writes far more often: `upload_idle` ends it otherwise.
+ABANDONED_AFTER = 3600.0
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API as an ASGI app. Ends the process with a message where a setting is missing or wrong."""
+    try:
+        service = _put_together(settings or load(Settings))
+    except InvalidSetting as error:
+        sys.exit(f"lethe: {error.message}")
+    logs.configure()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.blobs.remove_abandoned(ABANDONED_AFTER)
+        yield
+        service.queue.close()
+        service.database.close()
+
+    app = FastAPI(
+        title="Lethe",
+        summary="Make a language model forget on request, measure it, and hand back evidence anyone can check",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses=openapi.ERRORS,
+        # It would record values of requests.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.service = service
+    app.add_middleware(Surround)
+    errors.install(app)
+    openapi.install(app)
+    for router in OPEN:
+        app.include_router(router)
+    for router in GUARDED:
+        app.include_router(router, dependencies=[Depends(authenticated)])
+    return app
+
+
+def _put_together(settings: Settings) -> Service:
+    return Service(
+        settings=settings,
+        database=open_database(settings.database_url),
+        blobs=Blobs(settings.artifacts_url),
+        queue=Queue(settings.broker_url, settings.broker_timeout),
+        uploads=anyio.CapacityLimiter(UPLOADS_AT_ONCE),
+        hashing=anyio.CapacityLimiter(HASHING_AT_ONCE),
+    )

@@ -1,0 +1,75 @@
+"""Reading a JSON body: of the right type, not too large, not too deep, and never guessed at."""
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+from api.deps import service_of
+from api.errors import BadJson, TooLarge, UnsupportedType
+
+DEPTH = 32
+M = TypeVar("M", bound=BaseModel)
+
+
+async def json_body(request: Request) -> Any:
+    """The decoded body. Raises UnsupportedType, TooLarge and BadJson."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise UnsupportedType("The body must be sent as Content-Type: application/json.", param="Content-Type")
+    limit = service_of(request).settings.max_body
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise TooLarge(f"The body is larger than the {limit} bytes allowed.")
+    return decoded(bytes(body))
+
+
+def decoded(body: bytes) -> Any:
+    """The JSON value in `body`. Raises BadJson with the place of the fault, never with what stands there."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise BadJson(f"The body is not UTF-8 at byte {error.start}.") from None
+    except json.JSONDecodeError as error:
+        raise BadJson(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+    except ValueError:  # Python reads no integer of more than 4300 digits.
+        raise BadJson(
+            "The body is not JSON: NaN, infinities and numbers of thousands of digits are not allowed."
+        ) from None
+    except RecursionError:
+        value = None
+        deep = True
+    else:
+        deep = _deeper_than(value, DEPTH)
+    if deep:
+        raise BadJson(f"The body is nested too deeply: at most {DEPTH} levels are allowed.")
+    return value
+
+
+def read_as(model: type[M], value: Any) -> M:
+    """The value as a model. Raises RequestValidationError naming every fault."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
+
+
+def _no_number(_text: str) -> NoReturn:
+    raise ValueError
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels):
+        layer = [
+            inner
+            for outer in layer
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(inner, dict | list) for inner in layer)

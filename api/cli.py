@@ -1,0 +1,197 @@
+"""The command `lethe`. What a command needs is imported by that command, so that `lethe --help` is there at once."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from core.errors import EXIT_INTERNAL, LetheError
+
+if TYPE_CHECKING:
+    from api.settings import KeySettings
+    from api.store.session import Database
+
+app = typer.Typer(
+    name="lethe",
+    help="Make a language model forget on request, measure it, and hand back evidence anyone can check.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys = typer.Typer(help="API keys of the service whose database LETHE_DATABASE_URL names.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document instead of lines")]
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Run the command line; ends the process. An error of Lethe's is one line on stderr and its exit code."""
+    try:
+        app()
+    except LetheError as error:
+        print(f"lethe: {error.message}", file=sys.stderr)
+        # The service's errors name no exit code: at a command line they are all about what was given.
+        sys.exit(2 if error.exit_code == EXIT_INTERNAL else error.exit_code)
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="a JSON file as for POST /jobs, with paths instead of ids")],
+    out: Annotated[Path, typer.Option(help="folder for checkpoints, model and report")],
+) -> NoReturn:
+    """Carry out a spec here, without the service. Ctrl-C leaves a checkpoint; the same command resumes it."""
+    # This process becomes the engine, so that signals and exit codes are the engine's own. -P: a folder named `core`
+    # where the user happens to be must not be taken for ours.
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-P", "-m", "core.run", str(spec), "--out", str(out)]
+    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
+
+
+Home = Annotated[Path, typer.Option(help="folder for the service's database, artifacts, keys and logs")]
+
+
+@app.command()
+def up(
+    home: Home = Path(".lethe"),
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="port to listen on; 0: a free one")] = 8000,
+) -> None:
+    """Run the whole service here until Ctrl-C: SQLite, a private Redis, one worker, the API with its docs at /docs."""
+    from api.embedded import service, until_signal
+
+    with until_signal() as signalled, service(home, host=host, port=port) as running:
+        running.wait_ready()
+        print(f"Lethe is at {running.url}, its documentation at {running.url}/docs")
+        if running.new_key:
+            print(f"API key (shown this once): {running.new_key}")
+        print(f"Everything lies under {running.home}. Models are registered from {running.home / 'models'}. Ctrl-C stops.")
+        sys.stdout.flush()
+        running.tend_until(signalled)
+
+
+@app.command()
+def demo(
+    home: Home = Path(".lethe") / "demo",
+    as_json: AsJson = False,
+    keep: Annotated[bool, typer.Option("--keep", help="leave the service running until Ctrl-C")] = False,
+) -> None:
+    """Make a small model forget two of twelve invented people, through the service. Exit 0: the verdict is `passed`."""
+    from rich.console import Console
+
+    from api import demo as demonstration
+    from api.demo_screen import Screen, print_result
+    from api.embedded import service, until_signal
+
+    # With --json, stdout holds the document and nothing else; Ctrl-C and SIGTERM end every part that was started.
+    console = Console(stderr=as_json, quiet=as_json)
+    with until_signal() as signalled, service(home, key_name="demo") as running:
+        with Screen(console) as screen:
+            result = demonstration.run(running, screen, running.tend)
+        if as_json:
+            print(json.dumps(result.document, indent=2, ensure_ascii=False), flush=True)
+        else:
+            print_result(console, result.document)
+        if keep:
+            print(f"The service stays at {running.url} with key {running.new_key}; Ctrl-C stops it.", file=sys.stderr)
+            running.tend_until(signalled)
+    sys.exit(0 if result.passed else 1)
+
+
+@app.command()
+def verify(
+    report: Annotated[Path, typer.Argument(help="the signed envelope, or the report with its envelope beside it")],
+    key: Annotated[Path, typer.Option(help="the public key (PEM) of whoever signed")],
+    model: Annotated[Path | None, typer.Option(help="the output model's folder, to compare its files")] = None,
+    as_json: AsJson = False,
+) -> NoReturn:
+    """Check a signed report offline. Exit 0: all matches; 1: something does not; 2: something cannot be read."""
+    from core.report.verify import verify_files
+
+    try:
+        found = verify_files(report, model, key)
+    except LetheError as error:
+        if not as_json:
+            raise
+        print(json.dumps({"ok": False, "error": error.as_dict()}, indent=2))
+        sys.exit(error.exit_code)
+    if as_json:
+        print(json.dumps({"ok": found.ok, **vars(found)}, indent=2))
+    else:
+        for mark, lines in (("ok", found.checked), ("--", found.unchecked), ("FAILED", found.failures)):
+            for line in lines:
+                print(f"{mark:<7}{line}")
+        print("The evidence matches." if found.ok else "The evidence does not match.")
+    sys.exit(found.exit_code)
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="whose key it is")],
+    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="days until it expires; absent: never")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it. It cannot be shown again."""
+    from api.store import keys as store
+    from api.store.session import now
+
+    with _opened() as (database, settings), database.transaction() as session:
+        expires_at = now(session) + timedelta(days=days) if days else None
+        key, text = store.create(session, settings.key_secret.encode(), name=name, actor="cli", expires_at=expires_at)
+    print(json.dumps({"id": key.id, "key": text}) if as_json else text)
+
+
+@keys.command("list")
+def list_keys(as_json: AsJson = False) -> None:
+    """All keys, the newest first; their text is kept nowhere."""
+    from api.store import keys as store
+
+    with _opened() as (database, _), database.reading() as session:
+        for key in store.every(session):
+            times = {"created_at": key.created_at, "expires_at": key.expires_at, "revoked_at": key.revoked_at}
+            shown = {name: time.isoformat(timespec="seconds") for name, time in times.items() if time}
+            if as_json:
+                print(json.dumps({"id": key.id, "name": key.name, "prefix": key.prefix, **shown}))
+            else:
+                print(key.id, f"lethe_{key.prefix}_...", key.name, *(f"{n}={t}" for n, t in shown.items()), sep="  ")
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(help="the key's id, as `lethe keys list` gives it")]) -> None:
+    """Make a key useless from now on."""
+    from api.store import keys as store
+
+    with _opened() as (database, _), database.transaction() as session:
+        store.revoke(session, key_id, actor="cli")
+    print(f"{key_id} is revoked.")
+
+
+@contextmanager
+def _opened() -> Iterator[tuple["Database", "KeySettings"]]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from api.settings import KeySettings, load
+    from api.store.errors import InvalidSetting
+    from api.store.session import open_database
+
+    settings = load(KeySettings)
+    database = open_database(settings.database_url)
+    try:
+        yield database, settings
+    except SQLAlchemyError as error:
+        raise InvalidSetting(
+            f"The database cannot be used ({type(error).__name__}). Is LETHE_DATABASE_URL right, and has "
+            "`alembic -c migrations/alembic.ini upgrade head` been run?"
+        ) from None
+    finally:
+        database.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What routes are given: the service's parts, the caller's key, and a page's place."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import Field
+
+from api.errors import Unauthorized
+from api.queue import Queue
+from api.settings import Settings
+from api.store import keys
+from api.store.blobs import Blobs
+from api.store.session import Database
+from api.store.tables import ApiKey
+from core.spec.base import Spec
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: `lethe_...`")
+# The largest number that both databases count rows and steps with.
+MOST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of a running API."""
+
+    settings: Settings
+    database: Database
+    blobs: Blobs
+    queue: Queue
+    uploads: CapacityLimiter
+    hashing: CapacityLimiter
+
+
+def service_of(request: Request) -> Service:
+    """The parts that `create_app` put together."""
+    service: Service = request.app.state.service
+    return service
+
+
+Parts = Annotated[Service, Depends(service_of)]
+
+
+def authenticated(
+    service: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> ApiKey:
+    """The caller's key. Raises Unauthorized."""
+    if credentials is None:
+        raise Unauthorized("An API key is needed. Send it as: Authorization: Bearer lethe_...", param="Authorization")
+    key = keys.verify(service.database, credentials.credentials, service.settings.key_secret.encode())
+    if key is None:
+        raise Unauthorized("This API key is unknown, revoked or expired.", param="Authorization")
+    return key
+
+
+Caller = Annotated[ApiKey, Depends(authenticated)]
+
+
+class PageQuery(Spec):
+    """A place in a list that is sorted newest first."""
+
+    after: str | None = Field(None, description="`after` of the page before; absent: from the newest on")
+    limit: int = Field(50, ge=1, le=200)

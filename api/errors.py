@@ -1,0 +1,214 @@
+"""Every error leaves as `application/problem+json` (RFC 9457) with a stable code and the request's id.
+
+LetheError
+└── Refused                what only a request can do wrong; each kind knows its status
+    ├── Unauthorized       401  no key, or one that is unknown, revoked or expired
+    ├── BadJson            400  the body is not JSON, or is nested too deeply
+    ├── ReportMissing      404  the job has left no report (yet)
+    ├── NotAcceptable      406  nothing that Accept names is offered here
+    ├── UploadStalled      408  an upload sent nothing for too long
+    ├── Sealed             409  the file is kept encrypted and is not given out
+    ├── TooLarge           413  the body, or the number of its records, is over the limit
+    ├── UnsupportedType    415  the body is of another type than this call reads
+    └── BadLines           422  an upload holds lines that are no records
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from api.store import errors as store
+from core.errors import DataError, LetheError, ModelError, Problem, SpecError
+from core.spec.base import quotable
+
+MEDIA_TYPE = "application/problem+json"
+REQUEST_ID = "lethe.request_id"  # where the middleware notes it in the scope
+INTERNAL = "Something went wrong inside Lethe. The request id finds the reason in the log."
+
+
+class Refused(LetheError):
+    """A request that cannot be served as it is."""
+
+    status: ClassVar[int] = 400
+    headers: ClassVar[Mapping[str, str]] = {}
+
+
+class Unauthorized(Refused):
+    """Says the same of every key that opens nothing, so that nothing is learnt about those that exist."""
+
+    code, status = "unauthorized", 401
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class BadJson(Refused):
+    """The body cannot be decoded."""
+
+    code, status = "invalid_json", 400
+
+
+class ReportMissing(Refused):
+    """There is no report to give."""
+
+    code, status = "report_missing", 404
+
+
+class NotAcceptable(Refused):
+    """Content negotiation failed."""
+
+    code, status = "not_acceptable", 406
+
+
+class UploadStalled(Refused):
+    """Nothing came for too long."""
+
+    code, status = "upload_stalled", 408
+    retryable = True
+
+
+class Sealed(Refused):
+    """The file is derived from a forget set."""
+
+    code, status = "sealed", 409
+
+
+class TooLarge(Refused):
+    """A limit of the settings was passed."""
+
+    code, status = "too_large", 413
+
+
+class UnsupportedType(Refused):
+    """The Content-Type is not one that is read here."""
+
+    code, status = "unsupported_media_type", 415
+
+
+class BadLines(Refused):
+    """`lines` are the first bad lines, by number and reason; `count` says how many there are."""
+
+    code, status = "invalid_data", 422
+
+    def __init__(self, lines: Sequence[Mapping[str, Any]], count: int) -> None:
+        shown = "" if count == len(lines) else f" The first {len(lines)} are listed."
+        super().__init__(f"{count} of the lines are no records; nothing was stored.{shown}")
+        self.lines = lines
+        self.count = count
+
+
+_STATUS: dict[type[LetheError], int] = {
+    SpecError: 422,
+    DataError: 422,
+    ModelError: 422,
+    store.NotFound: 404,
+    store.Conflict: 409,
+    store.IdempotencyMismatch: 422,
+    store.BlobMissing: 500,
+    store.BlobDamaged: 500,
+}
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: TooLarge.code}
+
+
+def problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> JSONResponse:
+    """A problem document; `more` are further members."""
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "param": param,
+        "request_id": request.scope[REQUEST_ID],
+        **more,
+    }
+    return JSONResponse(body, status, headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every kind of error with a problem document. What nobody expected is the middleware's to answer."""
+    app.add_exception_handler(LetheError, _lethe)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    for kind in (OperationalError, InterfaceError, PoolTimeout):
+        app.add_exception_handler(kind, _database)
+
+
+def _lethe(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LetheError)
+    more: dict[str, Any] = {}
+    detail = error.message
+    if isinstance(error, SpecError):
+        faults = [{"param": fault.param, "message": _discreet(fault)} for fault in error.problems]
+        more["errors"], detail = faults, _listed(faults)
+    elif isinstance(error, BadLines):
+        more |= {"errors": error.lines, "count": error.count}
+    if isinstance(error, Refused):
+        return problem(request, error.status, error.code, detail, param=error.param, headers=error.headers, **more)
+    status = _STATUS.get(type(error))
+    if status is None:
+        raise error
+    return problem(request, status, error.code, detail, param=error.param, **more)
+
+
+def _validation(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    # The first part of a location says whether it was the query, a header, the path or the body.
+    faults = [
+        {"param": ".".join(map(str, fault["loc"][1:])), "message": fault["msg"].rstrip(".") + "."}
+        for fault in error.errors()
+    ]
+    return problem(request, 422, "invalid_request", _listed(faults), param=faults[0]["param"], errors=faults)
+
+
+def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "http_error")
+    return problem(request, error.status_code, code, f"{error.detail}.", headers=error.headers)
+
+
+def _database(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 -- its text may hold parameters
+    return problem(
+        request,
+        503,
+        "database_unavailable",
+        "The database cannot be reached at the moment. Try again.",
+        headers={"Retry-After": "5"},
+    )
+
+
+def _listed(faults: Sequence[Mapping[str, str]]) -> str:
+    return "\n".join(
+        f"{fault['param']}: {fault['message']}" if fault["param"] else fault["message"] for fault in faults
+    )
+
+
+def _discreet(fault: Problem) -> str:
+    """The message, without the value where that is more than a name or a number: a record at the wrong door, perhaps."""
+    value, message = fault.value, fault.message
+    if isinstance(value, list | dict):
+        return message.replace(quotable(json.dumps(value, ensure_ascii=False)), f"a JSON {_JSON[type(value)]}")
+    if isinstance(value, str) and not _NAME.fullmatch(value):
+        for shown in (json.dumps(value, ensure_ascii=False), value):
+            message = message.replace(quotable(shown), "a text")
+    return message
+
+
+_JSON = {list: "list", dict: "object"}
+_NAME = re.compile(r"[\w.:/@+-]*")

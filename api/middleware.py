@@ -1,0 +1,80 @@
+"""Around every request: its id, security headers, one line in the log, and an answer where nothing else gave one."""
+
+import re
+import secrets
+import time
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import INTERNAL, REQUEST_ID, problem
+from api.store.ids import plausible
+
+log = structlog.get_logger()
+
+# What a caller sends is written into our logs, so it must look like an id.
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+_PROBES = ("/healthz", "/readyz")
+
+
+class Surround:
+    """The outermost layer of ours."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        name = given if _GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope[REQUEST_ID] = name
+        status: int | None = None
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for header, value in {**_HEADERS, "X-Request-Id": name}.items():
+                    headers.setdefault(header, value)
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=name):
+            began = time.perf_counter()
+            try:
+                await self.app(scope, receive, answer)
+            except ClientDisconnect:
+                pass  # Nobody is left to be answered.
+            except Exception:
+                log.exception("unexpected error")
+                if status is None:
+                    await problem(Request(scope), 500, "internal", INTERNAL)(scope, receive, answer)
+            finally:
+                _note(scope, status, time.perf_counter() - began)
+
+
+def _note(scope: Scope, status: int | None, seconds: float) -> None:
+    """One line a request: the route and the job, never the path or the query, which hold whatever a caller wrote."""
+    if scope["path"] in _PROBES and status == 200:
+        return
+    job = scope.get("path_params", {}).get("job_id")
+    log.info(
+        "request",
+        method=scope["method"],
+        route=getattr(scope.get("route"), "path", None),
+        status=status,  # null: the caller left before there was an answer
+        milliseconds=round(seconds * 1000, 1),
+        **({"job": job} if job and plausible(job) else {}),
+    )

@@ -1,0 +1,97 @@
+"""The files of a job: checkpoints, everything it left, and its report, each with its digest."""
+
+import base64
+from collections.abc import AsyncIterator
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from api import schemas
+from api.deps import Parts, Service
+from api.errors import ReportMissing, Sealed
+from api.negotiation import preferred
+from api.store import artifacts, checkpoints, jobs
+from api.store.blobs import PIECE
+from api.store.records import Artifact, ArtifactKind
+
+router = APIRouter(prefix="/jobs/{job_id}", tags=["files"])
+
+JSON = "application/json"
+ENVELOPES = ("application/vnd.dsse.envelope.v1+json", "application/vnd.in-toto+json")
+BYTES = "application/octet-stream"
+Responses = dict[int | str, dict[str, Any]]
+_FILE: Responses = {200: {"content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}}
+_REPORT: Responses = {200: {"content": {kind: {"schema": {"type": "object"}} for kind in (JSON, *ENVELOPES)}}}
+
+
+@router.get("/checkpoints")
+def kept(service: Parts, job_id: str) -> schemas.Checkpoints:
+    """The checkpoints of a job. They are derived from the forget set, so their files are not given out."""
+    with service.database.reading() as session:
+        jobs.get(session, job_id)
+        found = checkpoints.of(session, job_id)
+    return schemas.Checkpoints(data=[schemas.Checkpoint.model_validate(checkpoint) for checkpoint in found])
+
+
+@router.get("/artifacts")
+def listing(service: Parts, job_id: str) -> schemas.Artifacts:
+    """The files that a job left: model, report, signed envelope. Checkpoints have a list of their own."""
+    with service.database.reading() as session:
+        jobs.get(session, job_id)
+        found = [file for file in artifacts.of(session, job_id) if file.kind != "checkpoint"]
+    return schemas.Artifacts(data=[schemas.Artifact.model_validate(file) for file in found])
+
+
+@router.get("/artifacts/{name:path}", response_class=StreamingResponse, responses=_FILE)
+def download(service: Parts, job_id: str, name: str) -> StreamingResponse:
+    """One file. 409 for a file that is kept encrypted."""
+    with service.database.reading() as session:
+        jobs.get(session, job_id)
+        file = artifacts.named(session, job_id, name)
+    if file.sealed:
+        raise Sealed(
+            f"{name!r} is derived from the forget set: it is kept encrypted and is not given out.", param="name"
+        )
+    return _sent(service, file, BYTES)
+
+
+@router.get("/report", response_class=StreamingResponse, responses=_REPORT)
+def report(service: Parts, request: Request, job_id: str) -> StreamingResponse:
+    """The report, or by Accept the signed envelope that proves it. 404 until the job has succeeded."""
+    wanted = preferred(request.headers.get("accept"), [JSON, *ENVELOPES])
+    kind: ArtifactKind = "report" if wanted == JSON else "envelope"
+    with service.database.reading() as session:
+        job = jobs.get(session, job_id)
+        found = artifacts.of(session, job_id, kind)
+    if not found:
+        raise ReportMissing(f"Job {job_id} is {job.status}; a report comes only with success.")
+    return _sent(service, found[0], wanted, {"Vary": "Accept"})
+
+
+def _sent(
+    service: Service, file: Artifact, media_type: str, headers: dict[str, str] | None = None
+) -> StreamingResponse:
+    digest = base64.b64encode(bytes.fromhex(file.digest)).decode()
+    return StreamingResponse(
+        _pieces(service.blobs.open(file.digest)),
+        media_type=media_type,
+        headers={
+            "Content-Length": str(file.size),
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(PurePosixPath(file.name).name)}",
+            "ETag": f'"{file.digest}"',
+            "Repr-Digest": f"sha-256=:{digest}:",  # RFC 9530
+            **(headers or {}),
+        },
+    )
+
+
+async def _pieces(stream: BinaryIO) -> AsyncIterator[bytes]:
+    try:
+        while piece := await run_in_threadpool(stream.read, PIECE):
+            yield piece
+    finally:
+        stream.close()

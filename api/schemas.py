@@ -1,0 +1,273 @@
+"""What the API answers with. Times are RFC 3339 in UTC; an id's prefix says what it is of."""
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.store.records import ArtifactKind
+from api.store.tables import Status, Verdict
+from core.spec.base import FilePath, Spec
+
+T = TypeVar("T")
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _example(**value: Any) -> ConfigDict:
+    return ConfigDict(from_attributes=True, json_schema_extra={"examples": [value]})
+
+
+class Page(BaseModel, Generic[T]):
+    """A part of a list, newest first. Give `after` to the next call while there `has_more`."""
+
+    data: list[T]
+    has_more: bool
+    after: str | None = Field(description="id of the last entry; null where the page is empty")
+
+
+class Progress(BaseModel):
+    """How far the job is in its present phase; what does not apply there is null."""
+
+    model_config = _example(phase="train", step=12, steps=60, loss=1.25, seconds_left=41.0, done=None, total=None)
+
+    phase: str | None = None
+    step: int | None = Field(None, description="optimizer steps taken")
+    steps: int | None = Field(None, description="optimizer steps in all")
+    done: int | None = Field(None, description="records done, while scoring")
+    total: int | None = None
+    loss: float | None = None
+    seconds_left: float | None = None
+
+
+class JobError(BaseModel):
+    """Why the job failed."""
+
+    model_config = _example(
+        code="diverged", message="The loss was nan at step 7.", param="optimizer.lr", retryable=False
+    )
+
+    code: str
+    message: str
+    param: str | None
+    retryable: bool
+
+
+class JobSummary(BaseModel):
+    """Where a job stands. A job can have succeeded (`status`) and still not have forgotten (`verdict`)."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str = Field(examples=["job_01k9h3v2q8m4x7c5b6n1r0t9wz"])
+    status: Status
+    verdict: Verdict | None
+    model: str | None = Field(validation_alias="model_id", examples=["mdl_01k9h3v2q8m4x7c5b6n1r0t9wz"])
+    reason: str
+    reference: str | None = Field(description="the requester's case number")
+    progress: Progress
+    attempt: int = Field(description="how many times a worker has begun")
+    cancel_requested: bool
+    error: JobError | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class Job(JobSummary):
+    """A job with what was asked."""
+
+    queue_position: int | None = Field(None, description="1 for the next; null unless the job is queued")
+    spec: dict[str, Any] = Field(description="the request with all defaults filled in")
+    spec_digest: Sha256
+
+
+class Curve(BaseModel):
+    """Numbers at one optimizer step."""
+
+    model_config = _example(step=12, values={"loss": 1.25, "forget_loss": 0.8, "lr": 1e-5})
+
+    step: int
+    values: dict[str, Any]
+
+
+class Metrics(BaseModel):
+    """Measurements by name. A metric that could not be measured is `{"absent": reason}`."""
+
+    model_config = _example(
+        before={"forget.probability": {"value": 0.97, "rows": 40, "low": 0.95, "high": 0.98}},
+        after={"forget.probability": {"value": 0.03, "rows": 40, "low": 0.01, "high": 0.05}},
+        deltas={"forget.probability": -0.94},
+        curve=[{"step": 1, "values": {"loss": 1.25, "lr": 1e-5}}],
+        watch=[{"step": 10, "values": {"forget.probability": 0.5}}],
+        has_more=False,
+    )
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    deltas: dict[str, float] = Field(description="after minus before, where both were measured")
+    curve: list[Curve] = Field(description="every optimizer step beyond `after_step`, up to `limit`")
+    watch: list[Curve] = Field(description="looks along the way, on a part of the rows")
+    has_more: bool = Field(description="whether the curve goes on; give its last step as `after_step`")
+
+
+class Event(BaseModel):
+    """One line of a job's history."""
+
+    model_config = _example(
+        id=7, kind="status", attempt=1, at="2026-01-31T12:00:00Z", data={"from": "queued", "to": "running"}
+    )
+
+    id: int
+    kind: str
+    attempt: int
+    at: datetime
+    data: dict[str, Any]
+
+
+class Events(BaseModel):
+    """A part of the history, oldest first. Give `after` to the next call while there `has_more`."""
+
+    data: list[Event]
+    has_more: bool
+    after: int
+
+
+class StoredFile(BaseModel):
+    """A file of a job. What is sealed is kept encrypted, is not given out, and `sha256` is of what is kept."""
+
+    model_config = _example(name="config.json", size=612, sha256="0" * 64, sealed=False)
+
+    name: str
+    size: int = Field(description="bytes")
+    sha256: Sha256 = Field(validation_alias="digest")
+    sealed: bool
+
+
+class Artifact(StoredFile):
+    """A file that a job left."""
+
+    kind: ArtifactKind
+    created_at: datetime
+
+
+class Artifacts(BaseModel):
+    """The files of a job, by name."""
+
+    data: list[Artifact]
+
+
+class Checkpoint(BaseModel):
+    """Where the job would go on after an interruption."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    step: int
+    files: list[StoredFile]
+
+
+class Checkpoints(BaseModel):
+    """The checkpoints that are kept, the newest first."""
+
+    data: list[Checkpoint]
+
+
+class Dataset(BaseModel):
+    """An uploaded set. Its records are never given out."""
+
+    model_config = _example(
+        id="ds_01k9h3v2q8m4x7c5b6n1r0t9wz",
+        name="case 2026-17",
+        rows=40,
+        bytes=11061,
+        commitment="0" * 64,
+        warnings=[],
+        created_at="2026-01-31T12:00:00Z",
+    )
+
+    id: str
+    name: str | None
+    rows: int
+    bytes: int = Field(validation_alias="size")
+    commitment: Sha256 = Field(description="HMAC-SHA256 of the upload, under a key that only the service holds")
+    warnings: list[str]
+    created_at: datetime
+
+
+class ModelFile(BaseModel):
+    """A file of a registered model."""
+
+    sha256: Sha256
+    size: int = Field(description="bytes")
+
+
+class Model(BaseModel):
+    """A registered model, pinned by its digest."""
+
+    model_config = _example(
+        id="mdl_01k9h3v2q8m4x7c5b6n1r0t9wz",
+        name="tiny",
+        path="/models/tiny",
+        architecture="LlamaForCausalLM",
+        digest="0" * 64,
+        files={"config.json": {"sha256": "0" * 64, "size": 612}},
+        created_at="2026-01-31T12:00:00Z",
+    )
+
+    id: str
+    name: str
+    path: str
+    architecture: str
+    digest: Sha256 = Field(description="of all files, as OpenSSF model-signing computes it")
+    files: dict[str, ModelFile]
+    created_at: datetime
+
+
+class NewModel(Spec):
+    """A folder to register."""
+
+    path: FilePath = Field(description="an absolute path below one of the model roots", examples=["/models/tiny"])
+    name: str | None = Field(None, min_length=1, max_length=200, description="the folder's name where none is given")
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    """Everything the process needs is there."""
+
+    status: Literal["ready"] = "ready"
+    checks: dict[str, Literal["ok"]]
+
+
+class Fault(BaseModel):
+    """One of several faults: a field, or a line of an upload."""
+
+    param: str | None = None
+    line: int | None = None
+    message: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457). `code` is stable; `detail` is for people."""
+
+    model_config = _example(
+        type="about:blank",
+        title="Unprocessable Entity",
+        status=422,
+        detail="optimizer.lr: Input should be greater than 0 (got -1).",
+        code="invalid_spec",
+        param="optimizer.lr",
+        request_id="req_5f0c9be1d3a24c7e8b6f1a20",
+        errors=[{"param": "optimizer.lr", "message": "Input should be greater than 0 (got -1)."}],
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    param: str | None
+    request_id: str
+    errors: list[Fault] | None = None

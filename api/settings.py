@@ -1,0 +1,56 @@
+"""What the API must be told, read from LETHE_* variables; the store's settings are among them."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from api.store.errors import InvalidSetting
+from api.store.settings import DatabaseSettings, StoreSettings
+
+MIB = 1 << 20
+S = TypeVar("S", bound=BaseSettings)
+
+
+class KeySettings(DatabaseSettings):
+    """The part that making and checking API keys needs."""
+
+    model_config = SettingsConfigDict(hide_input_in_errors=True)
+
+    key_secret: str = Field(
+        min_length=32,
+        repr=False,
+        description="secret under which API keys are hashed, at least 32 characters; whoever changes it voids all keys",
+    )
+
+
+class Settings(KeySettings, StoreSettings):
+    """Settings of one API process. Sizes are in bytes, times in seconds."""
+
+    model_roots: list[Path] = Field(
+        default_factory=list, description="folders below which a model may be registered, as a JSON list"
+    )
+    data_roots: list[Path] = Field(
+        default_factory=list,
+        description="folders below which a request's jsonl and tofu paths may lie, as a JSON list; none: uploads only",
+    )
+    max_body: int = Field(MIB, ge=1024, description="largest JSON body")
+    upload_max_bytes: int = Field(1024 * MIB, ge=1, description="largest upload of a data set")
+    upload_max_rows: int = Field(1_000_000, ge=1, description="most records in an upload")
+    upload_max_row: int = Field(MIB, ge=16, description="longest line of an upload")
+    upload_idle: float = Field(60, gt=0, description="how long an upload may send nothing before it is given up")
+    events_poll: float = Field(0.5, gt=0, description="how often an event stream looks for news")
+    events_heartbeat: float = Field(15, gt=0, description="longest silence of an event stream")
+    broker_timeout: float = Field(1, gt=0, description="how long the broker may take for one answer")
+
+
+def load(kind: type[S]) -> S:
+    """Settings from the environment. Raises InvalidSetting naming every variable that is missing or wrong."""
+    try:
+        return kind()
+    except SettingsError as error:
+        raise InvalidSetting(f'{error}. Lists are written as JSON: ["/models"].') from None
+    except ValidationError as error:
+        lines = [f"LETHE_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise InvalidSetting("; ".join(lines)) from None

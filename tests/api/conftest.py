@@ -1,0 +1,63 @@
+"""The API within the test's own process, on each database."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.settings import Settings
+from api.store.session import Database
+from tests.api.parts import JSONL, RECORDS, bearer, key_for, model_folder, settings_for
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """The API takes all logs of its process over; a test gives them back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    return settings_for(database_url, tmp_path)
+
+
+@pytest.fixture
+def app(settings: Settings) -> FastAPI:
+    return create_app(settings)
+
+
+@pytest.fixture
+def key(database: Database) -> str:
+    return key_for(database)
+
+
+@pytest.fixture
+def client(app: FastAPI, key: str) -> Iterator[TestClient]:
+    with TestClient(app, headers=bearer(key)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def dataset(client: TestClient) -> str:
+    """Id of an uploaded set."""
+    response = client.post("/datasets", content=RECORDS, headers=JSONL)
+    assert response.status_code == 201, response.text
+    return str(response.json()["id"])
+
+
+@pytest.fixture
+def model(client: TestClient, tmp_path: Path) -> str:
+    """Id of a registered model."""
+    response = client.post("/models", json={"path": str(model_folder(tmp_path / "models"))})
+    assert response.status_code == 201, response.text
+    return str(response.json()["id"])

@@ -1,0 +1,157 @@
+"""Submitting, finding, cancelling and retrying jobs."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from api.store.session import Database
+from tests.api.parts import bearer, key_for, problem, request_for
+
+
+def submit(client: TestClient, body: dict[str, Any], idempotency_key: str | None = None) -> Any:
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    return client.post("/jobs", json=body, headers=headers)
+
+
+def test_a_request_becomes_a_job(client: TestClient, model: str, dataset: str) -> None:
+    body = request_for(model, dataset, reason="gdpr_art_17", reference="case 7", seed=3)
+    response = submit(client, body)
+    assert response.status_code == 201
+    job = response.json()
+    assert response.headers["location"] == f"/jobs/{job['id']}"
+    assert (job["status"], job["verdict"], job["queue_position"], job["attempt"]) == ("queued", None, 1, 0)
+    assert (job["model"], job["reason"], job["reference"]) == (model, "gdpr_art_17", "case 7")
+    assert job["spec"]["method"]["name"] == "ascent"
+    assert job["spec"]["optimizer"]["lr"] == 1e-5
+    assert job["created_at"].endswith("Z")
+    assert client.get(response.headers["location"]).json() == job
+    second = submit(client, body).json()
+    assert second["queue_position"] == 2
+    assert second["id"] != job["id"]
+
+
+def test_the_same_key_and_body_are_one_job(client: TestClient, database: Database, model: str, dataset: str) -> None:
+    body = request_for(model, dataset)
+    first = submit(client, body, "k-1")
+    spaced = client.post(
+        "/jobs",
+        content=json.dumps(dict(reversed(body.items())), indent=3),
+        headers={"Content-Type": "application/json", "Idempotency-Key": "k-1"},
+    )
+    assert (first.status_code, spaced.status_code) == (201, 200)
+    assert spaced.headers["location"] == first.headers["location"]
+    assert spaced.json() == first.json()
+    assert (
+        problem(submit(client, {**body, "seed": 1}, "k-1"), 422, "idempotency_mismatch")["param"] == "Idempotency-Key"
+    )
+    assert submit(client, body, "k-2").status_code == 201
+    # Another caller's keys are their own.
+    other = bearer(key_for(database, "other"))
+    assert client.post("/jobs", json=body, headers={**other, "Idempotency-Key": "k-1"}).status_code == 201
+
+
+def test_requests_at_once_with_one_key_are_one_job(client: TestClient, model: str, dataset: str) -> None:
+    body = request_for(model, dataset)
+    answers: list[tuple[int, str]] = []
+
+    def send() -> None:
+        response = submit(client, body, "at-once")
+        answers.append((response.status_code, response.json()["id"]))
+
+    threads = [threading.Thread(target=send) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(status for status, _ in answers) == [200] * 7 + [201]
+    assert len({job for _, job in answers}) == 1
+
+
+def test_the_service_takes_registered_models_and_open_paths_only(
+    client: TestClient, model: str, dataset: str, tmp_path: Path
+) -> None:
+    outside = tmp_path / "secret.jsonl"
+    outside.write_text('{"text": "s"}\n')
+    data = tmp_path / "data"
+    (data / "way-out.jsonl").symlink_to(outside)
+    (data / "way-out").symlink_to(tmp_path)
+    (data / "tofu").mkdir()
+    (data / "tofu" / "forget01.json").symlink_to(outside)
+    for path in (str(outside), f"{data}/way-out.jsonl", f"{data}/way-out/secret.jsonl", f"{data}/../secret.jsonl", "x"):
+        body = request_for(model, dataset)
+        body["data"]["forget"] = {"source": "jsonl", "path": path}
+        body["model"] = {"path": "/models/x"}
+        refused = problem(submit(client, body), 422, "invalid_spec")
+        assert [fault["param"] for fault in refused["errors"]] == ["model.path", "data.forget.path"]
+        assert "POST /models" in refused["errors"][0]["message"]
+        assert "not open to requests" in refused["errors"][1]["message"]
+    body = request_for(model, dataset)
+    body["data"]["forget"] = {"source": "tofu", "path": f"{data}/tofu", "split": "forget01"}
+    assert "link" in problem(submit(client, body), 422, "invalid_spec")["detail"]
+    body["data"]["forget"] = {"source": "jsonl", "path": f"{data}/nothing.jsonl"}
+    assert "no file" in problem(submit(client, body), 422, "invalid_spec")["detail"]
+
+
+def test_a_path_within_the_data_roots_is_taken_without_its_links(
+    client: TestClient, model: str, dataset: str, tmp_path: Path
+) -> None:
+    data = (tmp_path / "data").resolve()
+    (data / "tofu").mkdir()
+    (data / "tofu" / "forget01.json").write_text('{"question": "q", "answer": "a"}\n')
+    (data / "rows.jsonl").write_text('{"text": "t"}\n')
+    (data / "link.jsonl").symlink_to(data / "rows.jsonl")
+    body = request_for(model, dataset, method={"name": "NPO"})
+    body["data"] = {
+        "forget": {"source": "tofu", "path": f"{data}/tofu", "split": "forget01"},
+        "retain": {"source": "jsonl", "path": f"{data}/link.jsonl"},
+    }
+    response = submit(client, body)
+    assert response.status_code == 201, response.text
+    assert response.json()["spec"]["data"]["retain"]["path"] == f"{data}/rows.jsonl"
+
+
+def test_unknown_models_and_data_are_named(client: TestClient) -> None:
+    body = request_for("mdl_00000000", "ds_00000000")
+    refused = problem(submit(client, body), 422, "invalid_spec")
+    assert [fault["param"] for fault in refused["errors"]] == ["model.id", "data.forget.dataset"]
+
+
+def test_cancel_and_retry_say_why_not(client: TestClient, model: str, dataset: str) -> None:
+    job = submit(client, request_for(model, dataset)).headers["location"]
+    assert "queued" in problem(client.post(f"{job}/retry"), 409, "conflict")["detail"]
+    cancelled = client.post(f"{job}/cancel").json()
+    assert (cancelled["status"], cancelled["queue_position"]) == ("cancelled", None)
+    assert "cancelled" in problem(client.post(f"{job}/cancel"), 409, "conflict")["detail"]
+    assert client.post(f"{job}/retry").json()["status"] == "queued"
+    problem(client.post("/jobs/job_00000000/cancel"), 404, "not_found")
+
+
+def test_pages_hold_every_job_once_while_jobs_arrive(client: TestClient, model: str, dataset: str) -> None:
+    body = request_for(model, dataset)
+    before = [submit(client, body).json()["id"] for _ in range(7)]
+    seen: list[str] = []
+    after: str | None = None
+    while True:
+        page = client.get("/jobs", params={"limit": 3, **({"after": after} if after else {})}).json()
+        seen += [job["id"] for job in page["data"]]
+        submit(client, body)
+        if not page["has_more"]:
+            break
+        after = page["after"]
+    assert seen == before[::-1]
+
+
+def test_jobs_are_found_by_status_model_and_reference(client: TestClient, model: str, dataset: str) -> None:
+    first = submit(client, request_for(model, dataset, reference="a")).json()["id"]
+    second = submit(client, request_for(model, dataset, reference="b")).json()["id"]
+    client.post(f"/jobs/{first}/cancel")
+
+    def found(**query: str) -> list[str]:
+        return [job["id"] for job in client.get("/jobs", params=query).json()["data"]]
+
+    assert found(status="cancelled") == found(reference="a") == [first]
+    assert found(status="queued", model=model) == [second]
+    assert found(model="mdl_00000000") == found(reference="a", status="queued") == []
