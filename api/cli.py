@@ -64,16 +64,17 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="port to listen on; 0: a free one")] = 8000,
 ) -> None:
     """Run the whole service here until Ctrl-C: SQLite, a private Redis, one worker, the API with its docs at /docs."""
-    from api.embedded import service, until_signal
+    from api.embedded import interruptible, service
 
-    with until_signal() as signalled, service(home, host=host, port=port) as running:
+    with interruptible(), service(home, host=host, port=port) as running:
         running.wait_ready()
         print(f"Lethe is at {running.url}, its documentation at {running.url}/docs")
         if running.new_key:
             print(f"API key (shown this once): {running.new_key}")
-        print(f"Everything lies under {running.home}. Models are registered from {running.home / 'models'}. Ctrl-C stops.")
+        print(f"All its files are under {running.home}; models are registered from {running.home / 'models'}.")
+        print("Ctrl-C stops it.")
         sys.stdout.flush()
-        running.tend_until(signalled)
+        running.tend_on()
 
 
 @app.command()
@@ -87,11 +88,11 @@ def demo(
 
     from api import demo as demonstration
     from api.demo_screen import Screen, print_result
-    from api.embedded import service, until_signal
+    from api.embedded import interruptible, service
 
     # With --json, stdout holds the document and nothing else; Ctrl-C and SIGTERM end every part that was started.
     console = Console(stderr=as_json, quiet=as_json)
-    with until_signal() as signalled, service(home, key_name="demo") as running:
+    with interruptible(), service(home, key_name="demo") as running:
         with Screen(console) as screen:
             result = demonstration.run(running, screen, running.tend)
         if as_json:
@@ -100,7 +101,7 @@ def demo(
             print_result(console, result.document)
         if keep:
             print(f"The service stays at {running.url} with key {running.new_key}; Ctrl-C stops it.", file=sys.stderr)
-            running.tend_until(signalled)
+            running.tend_on()
     sys.exit(0 if result.passed else 1)
 
 

@@ -7,13 +7,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
+from api.client import Client
 from api.embedded import EmbeddedError, Service
 from core.report.verify import verify_files
 
@@ -62,7 +61,8 @@ class Result:
 def run(service: Service, show: Show, tend: Callable[[], None]) -> Result:
     """Train the demo model where there is none yet, forget two people, and gather what came of it.
 
-    `tend` is called often, to look after the service's parts. Raises EmbeddedError where a step of the way fails.
+    `tend` is called often, to look after the service's parts. Raises EmbeddedError or ServiceError where a step of
+    the way fails.
     """
     began = time.monotonic()
     rows = [json.loads(line) for line in PEOPLE.read_text(encoding="utf-8").splitlines()]
@@ -74,21 +74,17 @@ def run(service: Service, show: Show, tend: Callable[[], None]) -> Result:
     model = _demo_model(service.home / "models" / "people", show, tend)
     model_seconds = time.monotonic() - began
     service.wait_ready()
-    headers = {"Authorization": f"Bearer {service.new_key}"}
-    with httpx.Client(base_url=service.url, headers=headers, timeout=30) as client:
+    assert service.new_key is not None
+    with Client(service.url, service.new_key, tend) as client:
         show.say(f"Uploading what to forget ({' and '.join(people)}: {len(sets['forget'])} answers) and what to keep.")
-        datasets = {name: _post(client, "/datasets", content=_lines(rows))["id"] for name, rows in sets.items()}
-        registered = _post(client, "/models", json={"path": str(model)})["id"]
-        data = {name: {"source": "upload", "dataset": dataset} for name, dataset in datasets.items()}
+        data = {name: {"source": "upload", "dataset": client.upload(rows)} for name, rows in sets.items()}
+        registered = client.register(model)
         posted = time.monotonic()
-        job = _post(client, "/jobs", json={"model": registered, "data": data, **REQUEST})["id"]
+        job = client.submit({"model": registered, "data": data, **REQUEST})
         show.say(f"POST /jobs -> {job}")
-        ended = _follow(client, job, show, tend)
+        client.follow(job, lambda _, event: _show_event(event, show))
         job_seconds = time.monotonic() - posted
-        if ended["status"] != "succeeded":
-            error = ended.get("error") or {}
-            raise EmbeddedError(f"The job {ended['status']}: {error.get('message', 'no reason given')}")
-        folder = _download(client, job, service.home / "runs" / job)
+        folder = client.download(job, service.home / "runs" / job)
     report = json.loads((folder / "report.json").read_text())
     questions = [row["question"] for row in (sets["forget"][0], sets["forget"][-1], sets["retain"][0])]
     show.say("Asking both models three questions ...")
@@ -143,58 +139,12 @@ def _demo_model(folder: Path, show: Show, tend: Callable[[], None]) -> Path:
     return folder
 
 
-def _lines(rows: list[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-
-
-def _post(client: httpx.Client, path: str, **content: Any) -> dict[str, Any]:
-    response = client.post(path, **content)
-    if response.is_error:
-        raise EmbeddedError(f"POST {path} was answered {response.status_code}: {response.text}")
-    body: dict[str, Any] = response.json()
-    return body
-
-
-def _follow(client: httpx.Client, job: str, show: Show, tend: Callable[[], None]) -> dict[str, Any]:
-    """Follow the job's events to its end, reconnecting where the stream breaks off; returns the job."""
-    last_id = "0"
-    while True:
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": last_id}
-        try:
-            with client.stream("GET", f"/jobs/{job}/events", headers=headers, timeout=60) as stream:
-                for line in stream.iter_lines():
-                    tend()
-                    if line.startswith("id:"):
-                        last_id = line[3:].strip()
-                    elif line.startswith("data:"):
-                        _show_event(json.loads(line[5:]), show)
-            body: dict[str, Any] = client.get(f"/jobs/{job}").json()
-            if body["status"] in ("succeeded", "failed", "cancelled"):
-                return body
-        except httpx.TransportError:
-            tend()
-        time.sleep(0.2)
-
-
-def _show_event(event: dict[str, Any], show: Show) -> None:
-    data = event.get("data", event)
+def _show_event(data: Mapping[str, Any], show: Show) -> None:
     if "step" in data and "steps" in data:
         note = f"loss {data['loss']:.3f}, {data['seconds_left']:.0f} s left"
         show.progress("unlearning", data["step"], data["steps"], note)
     elif "phase" in data:
         show.progress(data["phase"], 0, 1, "")
-
-
-def _download(client: httpx.Client, job: str, folder: Path) -> Path:
-    """Every artifact of the job, under its own name."""
-    for artifact in client.get(f"/jobs/{job}/artifacts").json()["data"]:
-        target = folder / artifact["name"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with client.stream("GET", f"/jobs/{job}/artifacts/{artifact['name']}") as stream, target.open("wb") as file:
-            stream.raise_for_status()
-            for piece in stream.iter_bytes():
-                file.write(piece)
-    return folder
 
 
 def _ask(questions: list[str], before: Path, after: Path) -> list[dict[str, str]]:

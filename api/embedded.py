@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Part:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 -- no threads yet
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         self.started = time.monotonic()
 
@@ -113,11 +113,12 @@ class Service:
             time.sleep(0.1)
         raise EmbeddedError(f"The service did not get ready within {_READY_SECONDS:.0f} s; see {self.home / 'logs'}.")
 
-    def tend_until(self, done: Callable[[], bool]) -> None:
-        """Look after the parts until told otherwise."""
-        while not done():
-            self.tend()
-            time.sleep(0.3)
+    def tend_on(self) -> None:
+        """Look after the parts until a signal comes, which is the way this is meant to end."""
+        with suppress(Interrupted):
+            while True:
+                self.tend()
+                time.sleep(0.3)
 
 
 class Interrupted(LetheError):
@@ -128,12 +129,9 @@ class Interrupted(LetheError):
 
 
 @contextmanager
-def until_signal() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into Interrupted, raised where the program is, so that every block on
-    the way out ends what it began; later ones are ignored while that happens. Gives whether one came.
-
-    A second Ctrl-C must not leave half of the parts behind.
-    """
+    the way out ends what it began. Later ones are ignored: a second Ctrl-C must not leave half of the parts behind."""
     came: list[int] = []
 
     def note(number: int, _frame: object) -> None:
@@ -143,7 +141,7 @@ def until_signal() -> Iterator[Callable[[], bool]]:
 
     before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield lambda: bool(came)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
