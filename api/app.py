@@ -7,12 +7,13 @@ from contextlib import asynccontextmanager
 import anyio
 from fastapi import Depends, FastAPI
 
-from api import errors, logs, openapi
+from api import errors, openapi
 from api.deps import Service, authenticated
 from api.middleware import Surround
 from api.queue import Queue
 from api.routes import artifacts, catalogue, datasets, docs, events, health, jobs, metrics, models
 from api.settings import Settings, load
+from api.store import logs
 from api.store.blobs import Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.service = service
     app.add_middleware(Surround)
     errors.install(app)
+    app.mount(docs.STATIC, docs.assets())
     openapi.install(app)
     for router in OPEN:
         app.include_router(router)

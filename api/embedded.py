@@ -190,7 +190,7 @@ def _parts(home: Path, environment: Mapping[str, str], broker: Path, host: str, 
         ],
         "worker": [
             *(python, "-m", "celery", "-A", "worker.app", "worker", "--pool=threads", "--concurrency=1"),
-            *("--without-gossip", "--without-mingle", "--loglevel=warning"),
+            *("--without-gossip", "--without-mingle", "--quiet"),
         ],
         "api": [
             *(python, "-m", "uvicorn", "api.app:create_app", "--factory", "--host", host, "--port", str(port)),

@@ -200,7 +200,7 @@ def _listed(faults: Sequence[Mapping[str, str]]) -> str:
 
 
 def _discreet(fault: Problem) -> str:
-    """The message, without the value where that is more than a name or a number: a record at the wrong door, perhaps."""
+    """The message, without the value where that is more than a name or a number: it may be a record gone astray."""
     value, message = fault.value, fault.message
     if isinstance(value, list | dict):
         return message.replace(quotable(json.dumps(value, ensure_ascii=False)), f"a JSON {_JSON[type(value)]}")

@@ -5,7 +5,6 @@ SQL is the truth. A ring that is lost costs time, not a job: the workers' sweep 
 
 import structlog
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 from api.store.errors import InvalidSetting
 
@@ -43,7 +42,7 @@ class Queue:
         """Tell the workers of a job; False, and a line in the log, if the broker could not be reached."""
         try:
             self._app.send_task(TASK, (job_id,), retry=False)
-        except (OperationalError, OSError) as error:
+        except Exception as error:  # Whatever is wrong with it, the job is committed.
             log.warning("broker unreachable", job=job_id, error=type(error).__name__)
             return False
         return True
@@ -53,7 +52,7 @@ class Queue:
         try:
             with self._app.connection_for_write() as connection:
                 return connection.default_channel is not None
-        except (OperationalError, OSError):
+        except Exception:
             return False
 
     def close(self) -> None:

@@ -145,6 +145,15 @@ class StoredFile(BaseModel):
 class Artifact(StoredFile):
     """A file that a job left."""
 
+    model_config = _example(
+        name="model/config.json",
+        kind="model",
+        size=612,
+        sha256="0" * 64,
+        sealed=False,
+        created_at="2026-01-31T12:00:00Z",
+    )
+
     kind: ArtifactKind
     created_at: datetime
 
@@ -271,3 +280,4 @@ class Problem(BaseModel):
     param: str | None
     request_id: str
     errors: list[Fault] | None = None
+    count: int | None = Field(None, description="bad lines in all, of which `errors` holds the first")

@@ -44,6 +44,10 @@ def _run(file: Path, out: Path) -> int:
     emit, close = progress_bar() if terminal else (json_lines(sys.stdout), lambda: None)
     try:
         spec = read_spec(file)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpecError([Problem("", str(out), f"{out} cannot be made a folder: {error.strerror}")]) from None
         done = _already_done(spec, out)
         if done:
             emit(

@@ -88,7 +88,7 @@ class Diverged(LetheError):
 
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(
-            f"The loss was {loss} at optimizer step {step}; training cannot go on. "
+            f"The loss or its gradient was {loss} at optimizer step {step}; training cannot go on. "
             "Lower optimizer.lr, or choose a bounded forget term such as npo.",
             param="optimizer.lr",
         )

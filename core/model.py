@@ -36,7 +36,7 @@ def load(folder: Path, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """
     check_folder(folder)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
@@ -48,12 +48,13 @@ def load(folder: Path, device: torch.device) -> tuple[PreTrainedModel, Any]:
     except Exception as error:
         # What a library says to a broken file is of any type: its own, a KeyError, Rust's.
         raise ModelError(f"{folder} cannot be loaded: {type(error).__name__}: {error}", param="model") from error
+    model, found = loaded
     if found["missing_keys"]:
         some = ", ".join(sorted(found["missing_keys"])[:3])
         raise ModelError(f"{folder} lacks {len(found['missing_keys'])} weights, among them {some}", param="model")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{folder}: the tokenizer has no end-of-sequence token", param="model")
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device)
     model.eval()
     _check_head(model)
     return model, tokenizer

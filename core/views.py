@@ -37,4 +37,4 @@ class View:
     @cached_property
     def sums(self) -> Tensor:
         """S, the NLL of each whole sequence: (rows,)."""
-        return torch.zeros(self.rows, device=self.nll.device).index_add(0, self.row, self.nll)
+        return self.nll.new_zeros(self.rows).index_add(0, self.row, self.nll)

@@ -1,4 +1,4 @@
-"""A model that recites, trained from nothing in a few seconds, with the sets that it recites. No torch in this process."""
+"""A model that recites, trained from nothing in a few seconds, with the sets that it recites."""
 
 import json
 import os
@@ -11,6 +11,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PEOPLE = ROOT / "examples" / "people.jsonl"
 FORGET_PEOPLE, RETAIN_PEOPLE, ROWS_A_PERSON = 2, 3, 5
+# A request that the reciter passes within two seconds of training on one core.
+PASSES: dict[str, Any] = {
+    "method": "NPO",
+    "optimizer": {"name": "sophia_g", "lr": 1e-3, "gamma": 1.0, "every": 5},
+    "training": {"steps": 30, "batch_size": 5},
+    "evaluation": {"max_new_tokens": 40},
+    "gates": [
+        {"metric": "forget.probability", "at_most": 0.1},
+        {"metric": "forget.rouge_l", "at_most": 0.4},
+        {"metric": "retain.probability", "at_least": 0.9, "relative_to": "before"},
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ def train_reciter(folder: Path) -> Reciter:
     forget, retain = people(FORGET_PEOPLE), people(RETAIN_PEOPLE, first=FORGET_PEOPLE)
     every = write_lines(folder / "every.jsonl", forget + retain)
     command = [sys.executable, "-m", "core.scratch", str(every), "--out", str(folder / "model"), "--threads", "1"]
-    command += "--hidden 96 --layers 2 --vocab 1000 --lr 6e-3 --reached 0.97".split()
+    command += ["--hidden", "96", "--layers", "2", "--vocab", "1000", "--lr", "6e-3", "--reached", "0.97"]
     made = subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, check=False)
     if made.returncode:
         raise RuntimeError(f"training the reciter failed:\n{made.stderr.decode()}")

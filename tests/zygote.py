@@ -4,6 +4,7 @@ One Python imports the libraries once; every process asked of it is forked from 
 engine as `python -m` would, on descriptors of its own.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -86,6 +87,8 @@ def _serve(requests: socket.socket) -> None:
     import core.checkpoint
     import core.evaluation  # noqa: F401
 
+    # A process that ends need not collect, nor even look at, what was here before it.
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, _MOST, 8)

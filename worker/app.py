@@ -7,8 +7,9 @@ lease's work. A message carries a job's id and nothing else; SQL is the truth.
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+from celery.signals import setup_logging, worker_init, worker_shutdown, worker_shutting_down
 
+from api.store import logs
 from worker.settings import WorkerSettings
 from worker.shift import Shift
 
@@ -31,6 +32,11 @@ app.conf.update(
     broker_connection_max_retries=None,
 )
 _shift: list[Shift] = []
+
+
+@setup_logging.connect
+def _log_as_json(**_: Any) -> None:
+    logs.configure()
 
 
 @worker_init.connect

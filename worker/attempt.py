@@ -1,7 +1,6 @@
 """One attempt at a job, from the claim to its end in SQL: folder, engine, relay, artifacts, signature."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from api.store.artifacts import StoredFile
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
 from api.store.errors import BlobDamaged, BlobMissing
+from api.store.records import ArtifactKind
 from api.store.session import Database
 from core.errors import CheckpointError, LeaseLost, LetheError, Stopped
 from core.report.schema import Report
@@ -52,39 +52,36 @@ def run_job(bench: Bench, job_id: str) -> bool:
         told.info("attempt ended")
     except LeaseLost:
         told.warning("lease lost")
+    except Exception as error:
+        # Ours, not the engine's: a full disk, say. The job is given back at once instead of when its lease runs out.
+        told.exception("attempt broke off")
+        _release(bench, claim, f"the worker failed: {type(error).__name__}")
     finally:
         bench.spare.refill()
     return True
 
 
 def _attempt(bench: Bench, claim: Claim, folder: Path) -> None:
-    settings = bench.settings
-    try:
-        command = fill(folder, claim, bench.blobs, settings.lease_seconds * ENGINE_SHARE)
-    except (BlobMissing, BlobDamaged) as error:
-        with bench.database.transaction() as session:
-            attempts.fail(session, claim, error.as_dict())
-        return
-    try:
-        resume = restore_checkpoint(folder, claim, bench.blobs)
-    except (BlobMissing, BlobDamaged) as error:
-        _without_checkpoint(bench, claim, error)
-        return
-    relay = Relay(
-        bench.database,
-        claim,
-        bench.spare.take(),
-        CheckpointStore(bench.database, bench.blobs, claim),
-        settings.lease_seconds,
-        settings.grace_seconds,
-        bench.leaving,
-    )
-    relay.engine.start(command | {"resume": str(resume) if resume else None})
-    code = relay.run()
-    if code == 0 and "done" in relay.said:
-        _succeed(bench, claim, relay)
-    else:
-        _end(bench, claim, relay, code)
+    lease = bench.settings.lease_seconds
+    checkpoints = CheckpointStore(bench.database, bench.blobs, claim)
+    engine = bench.spare.take()
+    with Relay(bench.database, claim, engine, checkpoints, lease, bench.settings.grace_seconds, bench.leaving) as relay:
+        try:
+            command = relay.meanwhile(lambda: fill(folder, claim, bench.blobs, lease * ENGINE_SHARE))
+        except (BlobMissing, BlobDamaged) as error:
+            with bench.database.transaction() as session:
+                attempts.fail(session, claim, error.as_dict())
+            return
+        try:
+            resume = relay.meanwhile(lambda: restore_checkpoint(folder, claim, bench.blobs))
+        except (BlobMissing, BlobDamaged) as error:
+            _without_checkpoint(bench, claim, error)
+            return
+        code = relay.run(command | {"resume": str(resume) if resume else None})
+        if code == 0 and "done" in relay.said:
+            _succeed(bench, claim, relay)
+        else:
+            _end(bench, claim, relay, code)
 
 
 def _succeed(bench: Bench, claim: Claim, relay: Relay) -> None:
@@ -92,15 +89,12 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay) -> None:
     content = Path(done["report"]).read_bytes()
     report = Report.model_validate_json(content)
     model = Path(done["model"])
-    stored: dict[str, list[StoredFile]] = {"model": [], "report": []}
 
-    def store() -> None:
-        # The report is what is signed, so it is stored before the model's files are moved away.
-        stored["report"].append(_put(bench.blobs, Path(done["report"]), "report.json"))
-        stored["model"].extend(_put(bench.blobs, model / name, f"model/{name}") for name in report.output_files)
+    def store() -> dict[ArtifactKind, list[StoredFile]]:
+        files = [_put(bench.blobs, model / name, f"model/{name}") for name in report.output_files]
+        return {"report": [_put(bench.blobs, Path(done["report"]), "report.json")], "model": files}
 
-    with ThreadPoolExecutor(1) as pool:
-        relay.keep_while([pool.submit(store)])
+    stored = relay.meanwhile(store)
     envelope = sign(report, bench.signing_key)
     envelope_file = Path(done["report"]).with_name("report.dsse.json")
     envelope_file.write_bytes(envelope)
@@ -109,7 +103,7 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay) -> None:
             session,
             claim,
             verdict=report.verdict.verdict,
-            files=stored,  # type: ignore[arg-type]
+            files=stored,
             sign=lambda _: _put(bench.blobs, envelope_file, "report.dsse.json"),
         )
 
@@ -127,25 +121,29 @@ def _end(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
     elif error["code"] == CheckpointError.code and claim.checkpoint:
         _without_checkpoint(bench, claim, CheckpointError(error["message"]))
     elif error["retryable"]:
-        with bench.database.transaction() as session:
-            reason = f"the engine failed: {error['message']}"
-            attempts.release(session, claim, reason=reason, counts=True, cap=bench.settings.attempts_cap)
+        _release(bench, claim, f"the engine failed: {error['message']}")
     else:
         with bench.database.transaction() as session:
             attempts.fail(session, claim, {name: error[name] for name in ("code", "message", "param", "retryable")})
 
 
 def _give_back(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
-    with bench.database.transaction() as session:
-        if relay.stopped_for == "cancel":
+    if relay.stopped_for == "cancel":
+        with bench.database.transaction() as session:
             attempts.cancelled(session, claim)
-        elif relay.stopped_for == "leaving":
-            attempts.release(session, claim, reason="the worker left", counts=False)
-        else:
-            reason = f"the engine was ended by signal {-code}" if code < 0 else f"the engine ended with code {code}"
-            attempts.release(session, claim, reason=reason, counts=True, cap=bench.settings.attempts_cap)
-    if code != Stopped.exit_code and "ready" not in relay.said:
+    elif relay.stopped_for == "leaving":
+        _release(bench, claim, "the worker left", counts=False)
+    else:
+        _release(
+            bench, claim, f"the engine was ended by signal {-code}" if code < 0 else f"the engine ended with {code}"
+        )
+    if "ready" not in relay.said:
         log.error("the engine did not start", said=relay.engine.said_before_start())
+
+
+def _release(bench: Bench, claim: Claim, reason: str, *, counts: bool = True) -> None:
+    with bench.database.transaction() as session:
+        attempts.release(session, claim, reason=reason, counts=counts, cap=bench.settings.attempts_cap)
 
 
 def _without_checkpoint(bench: Bench, claim: Claim, error: LetheError) -> None:
@@ -154,5 +152,5 @@ def _without_checkpoint(bench: Bench, claim: Claim, error: LetheError) -> None:
     log.error("checkpoint discarded", job=claim.job_id, step=claim.checkpoint.step, reason=error.message)
     with bench.database.transaction() as session:
         unused = attempts.discard_checkpoint(session, claim, claim.checkpoint.step)
-        attempts.release(session, claim, reason=error.message, counts=True, cap=bench.settings.attempts_cap)
+    _release(bench, claim, error.message)
     bench.blobs.delete(unused)

@@ -48,6 +48,7 @@ class Engine:
             )
         finally:
             os.close(write)
+        self._started = False
         self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, args=(read,), daemon=True)
         self._reader.start()
@@ -59,11 +60,13 @@ class Engine:
 
     def start(self, command: Mapping[str, Any]) -> None:
         """Give the spare its command. A spare that has died shows it by the end of `events`."""
+        self._started = True
         self._write({"run": dict(command)})
 
     def renew(self, seconds: float) -> None:
-        """Tell the engine how long it may go on from now."""
-        self._write({"lease": seconds})
+        """Tell the engine how long it may go on from now; a spare that still waits has no lease to run out."""
+        if self._started:
+            self._write({"lease": seconds})
 
     def alive(self) -> bool:
         """Whether the process still runs."""

@@ -6,6 +6,7 @@ It exists only while the attempt runs. The lock file tells a folder in use from 
 import fcntl
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,15 +23,16 @@ def attempt_folder(work_dir: Path, claim: Claim) -> Iterator[Path]:
     """A new folder for the attempt, readable by this user alone, removed at the end whatever happens."""
     work_dir.mkdir(parents=True, exist_ok=True)
     folder = work_dir / f"{claim.job_id}-{claim.attempt}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
-    lock = (folder / _LOCK).open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.close()
+    # Made and locked under another name first: a sweep beside us must never see it unlocked.
+    draft = Path(tempfile.mkdtemp(prefix=".new-", dir=work_dir))
+    with (draft / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            draft.replace(folder)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def remove_abandoned(work_dir: Path) -> list[str]:

@@ -6,10 +6,11 @@ The engine's own lease is shorter than the row's: it has stopped by the time ano
 import queue
 import threading
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy.exc import DBAPIError
@@ -22,6 +23,7 @@ from worker.checkpoints import CheckpointStore
 from worker.engine import Engine, Event
 
 log = structlog.get_logger()
+Result = TypeVar("Result")
 
 _FLUSH_SECONDS = 0.3
 _TELL_SECONDS = 1.0
@@ -31,7 +33,10 @@ ENGINE_SHARE = 0.8
 
 @dataclass
 class Relay:
-    """One attempt's conversation with its engine. `run` returns when the engine has ended."""
+    """One attempt's conversation with its engine, as a block at whose end the engine has ended, whatever happened.
+
+    Long work of the worker's own (`meanwhile`) goes on beside it, so that the lease is kept through that too.
+    """
 
     database: Database
     claim: Claim
@@ -50,35 +55,39 @@ class Relay:
         self._flushed = self._told = 0.0
         self._stop_by = 0.0
         self._urgent = True
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="files")
         self._saving: list[Future[None]] = []
 
-    def run(self) -> int:
-        """Relay until the engine ends; returns its exit code. Raises LeaseLost, the engine ended first."""
-        try:
-            ended = False
-            while not ended:
-                ended = self._take()
-                self._look()
-            code = self.engine.wait()
-            self.keep_while(self._saving)
-            self._flush(force=True)
-            return code
-        except BaseException:
-            self.engine.kill()
-            self.engine.wait()
-            raise
-        finally:
-            self._background.shutdown(wait=True, cancel_futures=True)
+    def __enter__(self) -> "Relay":
+        return self
 
-    def keep_while(self, work: list[Future[None]]) -> None:
-        """Keep the lease until all of this is done. Raises what it raised, and LeaseLost."""
-        while work:
-            if work[0].done():
-                work.pop(0).result()
-            else:
-                time.sleep(0.05)
-                self._flush()
+    def __exit__(self, *_: object) -> None:
+        self.engine.kill()
+        self.engine.wait()
+        self._background.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, command: Mapping[str, Any]) -> int:
+        """Give the engine its command and relay until it ends; returns its exit code. Raises LeaseLost."""
+        self.engine.start(command)
+        ended = False
+        while not ended:
+            ended = self._take()
+            self._look()
+        code = self.engine.wait()
+        for saving in self._saving:
+            self._keep_until(saving)
+        self._flush(force=True)
+        return code
+
+    def meanwhile(self, work: Callable[[], Result]) -> Result:
+        """Do this work and keep the lease until it is done. Raises what it raises, and LeaseLost."""
+        return self._keep_until(self._background.submit(work))
+
+    def _keep_until(self, work: Future[Result]) -> Result:
+        while not work.done():
+            time.sleep(0.02)
+            self._flush()
+        return work.result()
 
     def _take(self) -> bool:
         """Take what the engine said since the last look; True at its end."""

@@ -32,7 +32,7 @@ async def upload(
     response: Response,
     service: Parts,
     caller: Caller,
-    name: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+    name: Annotated[str | None, Query(min_length=1, max_length=200, pattern=r"^[^\x00]+$")] = None,
 ) -> schemas.Dataset:
     """Upload a set. It is encrypted while it comes in; a bad line refuses the whole, and names every bad line."""
     settings = service.settings
@@ -54,8 +54,12 @@ async def upload(
     )
 
     def register() -> Dataset:
-        with service.database.transaction() as session:
-            return datasets.register(session, **vars(received), key_id=caller.id, name=name)
+        try:
+            with service.database.transaction() as session:
+                return datasets.register(session, **vars(received), key_id=caller.id, name=name)
+        except Exception:
+            service.blobs.delete([received.blob])  # Its key is lost with the row: nobody could ever read it.
+            raise
 
     dataset = await run_in_threadpool(register)
     response.headers["Location"] = f"/datasets/{dataset.id}"

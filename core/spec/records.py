@@ -1,7 +1,6 @@
 """One record of a data set: what a line of JSON may hold, read the same way by the upload door and by the engine."""
 
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +68,10 @@ def _string(row: dict[str, Any], name: str) -> None:
         raise DataError(f"field '{name}' must be a string, got {type(value).__name__}", param=name)
     if not value.strip():
         raise DataError(f"field '{name}' is empty", param=name)
-    if any(unicodedata.category(c) == "Cs" for c in value):
-        raise DataError(f"field '{name}' holds an unpaired surrogate, which is not text", param=name)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"field '{name}' holds an unpaired surrogate, which is not text", param=name) from None
 
 
 def _perturbed(value: Any) -> tuple[str, ...]:

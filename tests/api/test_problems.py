@@ -63,7 +63,7 @@ CASES = {
         415, "unsupported_media_type", "Content-Type", "POST", "/datasets", b"", {"Content-Type": "multipart/form-data"}
     ),
     "empty upload": Case(422, "invalid_data", None, "POST", "/datasets", b"\n\n", JSONL),
-    "name with NUL": Case(422, "invalid_spec", "name", "POST", "/datasets?name=%00", b'{"text": "t"}', JSONL),
+    "name with NUL": Case(422, "invalid_request", "name", "POST", "/datasets?name=%00", b'{"text": "t"}', JSONL),
     "empty Idempotency-Key": Case(
         422, "invalid_request", "idempotency-key", "POST", "/jobs", b"{}", {**JSON, "Idempotency-Key": ""}
     ),

@@ -1,6 +1,5 @@
-"""The API as a process: quick to start, without torch, streaming, unmoved by slow or vanishing callers, and discreet."""
+"""The API as a process: quick to start, without torch, streaming, unmoved by slow callers, and discreet."""
 
-import contextlib
 import http.client
 import json
 import re
@@ -9,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,7 @@ def frames(response: httpx.Response) -> Iterator[Frame]:
             frame = Frame()
 
 
-def stream(
-    client: httpx.Client, job: str, last: str | None = None
-) -> contextlib.AbstractContextManager[httpx.Response]:
+def stream(client: httpx.Client, job: str, last: str | None = None) -> AbstractContextManager[httpx.Response]:
     headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
     return client.stream("GET", f"/jobs/{job}/events", headers=headers)
 
@@ -156,12 +154,15 @@ def test_a_stream_that_broke_off_goes_on_where_it_was(client: httpx.Client, data
     with database.transaction() as session:
         life.request_cancel(session, job, "test")
         attempts.cancelled(session, claim)
-    # The job failed once and was tried again: its first end must not end the stream.
-    with database.transaction() as session:
         life.retry(session, job, "test")
-        life.request_cancel(session, job, "test")
     with stream(client, job, got[-1]["id"]) as response:
-        got += list(frames(response))
+        coming = frames(response)
+        # The job ended once and was tried again: that end is no end of the stream.
+        while "ping" not in (frame := next(coming)).values():
+            got.append(frame)
+        with database.transaction() as session:
+            life.request_cancel(session, job, "test")
+        got += [frame for frame in coming if "event" in frame]
     whole = client.get(f"/jobs/{job}/events").json()["data"]
     assert [json.loads(frame["data"]) for frame in got] == whole
     assert [int(frame["id"]) for frame in got] == [event["id"] for event in whole]
@@ -236,6 +237,16 @@ def test_an_upload_that_breaks_off_leaves_nothing(
     assert list((tmp_path / "artifacts" / "incoming").iterdir()) == []
 
 
+def test_an_upload_that_the_end_of_the_process_breaks_off_leaves_nothing(
+    api: ApiProcess, key: str, tmp_path: Path
+) -> None:
+    with unfinished(api, key, RECORDS * 40_000, 100_000_000):
+        eventually(lambda: any(path.stat().st_size for path in stored(tmp_path)))
+        api.process.terminate()
+        api.process.wait(10)
+    assert stored(tmp_path) == []
+
+
 def test_an_upload_that_stalls_is_given_up(api: ApiProcess, client: httpx.Client, key: str, tmp_path: Path) -> None:
     with unfinished(api, key, RECORDS, 100_000_000) as connection:
         response = http.client.HTTPResponse(connection)
@@ -280,6 +291,7 @@ def test_hashing_a_large_model_keeps_nobody_waiting(client: httpx.Client, tmp_pa
 
 
 def test_a_broker_that_is_away_delays_no_job(sqlite_url: str, tmp_path: Path, key: str) -> None:
+    folder = model_folder(tmp_path / "models")
     with socket.socket() as mute:  # It accepts, and never says a word.
         mute.bind(("127.0.0.1", 0))
         mute.listen()
@@ -287,21 +299,33 @@ def test_a_broker_that_is_away_delays_no_job(sqlite_url: str, tmp_path: Path, ke
             settings = settings_for(sqlite_url, tmp_path, broker_url=broker)
             with ApiProcess(settings, tmp_path) as api, api.client(key) as client:
                 dataset = client.post("/datasets", content=RECORDS, headers=JSONL).json()["id"]
-                folder = tmp_path / "models" / "tiny"
-                model = client.post(
-                    "/models", json={"path": str(folder if folder.exists() else model_folder(folder.parent))}
-                )
+                model = client.post("/models", json={"path": str(folder)}).json()["id"]
                 began = time.monotonic()
-                response = client.post("/jobs", json=request_for(model.json()["id"], dataset))
+                response = client.post("/jobs", json=request_for(model, dataset))
                 assert time.monotonic() - began < 1
                 assert response.status_code == 201
                 eventually(lambda: "broker unreachable" in api.log.read_text())
                 problem(client.get("/readyz"), 503, "not_ready")
 
 
+def at_the_wrong_place(record: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Requests with a record, or a sentence of one, where something else belongs."""
+    text = record["question"]
+    for found in (record, [record], text, [text]):
+        for field in ("model", "data", "method", "optimizer", "training", "gates", "seed", "reference"):
+            yield {field: found}
+        yield {"data": {"forget": found, "retain": found}}
+        yield {"data": {"forget": {"source": found, "dataset": found}}}
+        yield {"data": {"forget": {"source": "upload", "dataset": found, "rows": found}}}
+        yield {"method": {"name": "refusal", "refusals": found, "retain": found}}
+        yield {"gates": [{"metric": found, "at_most": found}]}
+
+
 def test_what_is_to_be_forgotten_is_told_to_nobody(api: ApiProcess, key: str, tmp_path: Path) -> None:
     record = {"question": f"Who is {CANARY}?", "answer": CANARY, "paraphrased_answer": CANARY}
     good = json.dumps(record).encode() + b"\n"
+    bad = [good + b"{", CANARY.encode(), good.replace(b'"answer"', b'"anser"'), good[:-9], good * 2 + b"\xff"]
+    bad += [b'{"%s"}' % CANARY.encode(), json.dumps({"question": CANARY, "answer": [CANARY]}).encode()]
     told: list[str] = []
     with api.client(key) as client:
 
@@ -311,8 +335,7 @@ def test_what_is_to_be_forgotten_is_told_to_nobody(api: ApiProcess, key: str, tm
             return response
 
         dataset = call("POST", "/datasets", content=good * 3, headers=JSONL).json()["id"]
-        for content in (good + b"{", CANARY.encode(), good.replace(b'"answer"', b'"anser"'), b'{"%s"}' % CANARY.encode(),
-                        json.dumps({"question": CANARY, "answer": [CANARY]}).encode(), good[:-9], good * 2 + b"\xff"):  # fmt: skip
+        for content in bad:
             assert call("POST", "/datasets", content=content, headers=JSONL).status_code == 422
         # Sent to the wrong door.
         for headers in (JSONL, {"Content-Type": "application/json"}):
@@ -320,6 +343,8 @@ def test_what_is_to_be_forgotten_is_told_to_nobody(api: ApiProcess, key: str, tm
                 for content in (good, good * 2, json.dumps([record]).encode(), good[:-9]):
                     assert call("POST", path, content=content, headers=headers).status_code in (400, 415, 422)
         assert call("POST", "/datasets", json=record).status_code == 415
+        for wrong in at_the_wrong_place(record):
+            assert call("POST", "/jobs", json=wrong).status_code == 422
         with unfinished(api, key, good * 1000, 10_000_000):
             eventually(lambda: len(stored(tmp_path)) > 1)
         model = call("POST", "/models", json={"path": str(model_folder(tmp_path / "models"))}).json()["id"]

@@ -81,4 +81,8 @@ def test_a_broker_in_trouble_is_given_up_quickly(own_redis: RedisServer) -> None
     own_redis.start()
     assert queue.ring("job_4")
     assert len(messages(own_redis)) == 1
+    with own_redis.client() as client:
+        client.config_set("requirepass", "changed meanwhile")
+    assert not queue.ring("job_5")
+    assert not queue.reachable()
     queue.close()

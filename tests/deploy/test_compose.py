@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
+
+from api.settings import Settings, load
+from api.store.settings import DatabaseSettings
+from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -133,6 +138,19 @@ def test_each_secret_reaches_only_the_service_that_uses_it() -> None:
     }
     assert holders == {"LETHE_KEY_SECRET": {"api"}, "LETHE_SIGNING_KEY_FILE": {"worker"}}
     assert [name for name, service in SERVICES.items() if "secrets" in service] == ["worker"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("api", Settings), ("worker", WorkerSettings), ("migrate", DatabaseSettings)]
+)
+def test_each_service_is_told_what_its_settings_need_and_nothing_else(
+    name: str, kind: type[DatabaseSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = SERVICES[name]["environment"]
+    assert {variable.removeprefix("LETHE_").lower() for variable in given} <= kind.model_fields.keys()
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, ASKED_FOR.sub("0" * 64, value))
+    make_url(load(kind).database_url).get_dialect()
 
 
 def test_api_and_worker_share_the_artifacts() -> None:

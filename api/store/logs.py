@@ -12,7 +12,7 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 # Lethe says itself what these say: a line a request, and which revision the database has.
-_QUIET = {"uvicorn.access": logging.CRITICAL, "alembic": logging.WARNING}
+_QUIET = {"uvicorn.access": logging.CRITICAL, "alembic": logging.WARNING, "celery": logging.WARNING}
 
 
 def configure() -> None:

@@ -1,0 +1,110 @@
+"""The API's description: complete, true to what the API answers, and shown by a page that may run one script only."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.settings import Settings
+from core.spec.job import JobSpec, parse
+from tests.api.parts import settings_for
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> FastAPI:
+    return create_app(settings_for(f"sqlite:///{tmp_path}/unused.db", tmp_path))
+
+
+@pytest.fixture
+def described(app: FastAPI) -> dict[str, Any]:
+    document: dict[str, Any] = TestClient(app).get("/openapi.json").json()
+    return document
+
+
+def operations(described: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def test_everything_that_can_be_called_is_described(described: dict[str, Any]) -> None:
+    assert {name for name, _ in operations(described)} == {
+        "POST /jobs",
+        "GET /jobs",
+        "GET /jobs/{job_id}",
+        "POST /jobs/{job_id}/cancel",
+        "POST /jobs/{job_id}/retry",
+        "GET /jobs/{job_id}/metrics",
+        "GET /jobs/{job_id}/events",
+        "GET /jobs/{job_id}/checkpoints",
+        "GET /jobs/{job_id}/artifacts",
+        "GET /jobs/{job_id}/artifacts/{name}",
+        "GET /jobs/{job_id}/report",
+        "POST /datasets",
+        "GET /datasets",
+        "GET /datasets/{dataset_id}",
+        "POST /models",
+        "GET /models",
+        "GET /models/{model_id}",
+        "GET /catalogue",
+        "GET /healthz",
+        "GET /readyz",
+    }
+
+
+def test_every_call_says_what_it_needs_and_how_it_fails(described: dict[str, Any]) -> None:
+    for name, operation in operations(described):
+        problem = operation["responses"]["default"]["content"]["application/problem+json"]["schema"]
+        assert problem == {"$ref": "#/components/schemas/Problem"}
+        assert "422" not in operation["responses"], "FastAPI's own form of error is never sent"
+        assert ("security" in operation) == (name not in ("GET /healthz", "GET /readyz")), name
+        assert operation["description"], name
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_one(described: dict[str, Any]) -> None:
+    references = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(described)))
+    schemas = described["components"]["schemas"]
+    assert references <= {f"#/components/schemas/{name}" for name in schemas}
+    for schema in schemas.values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_the_body_of_a_job_is_the_spec(described: dict[str, Any]) -> None:
+    (call,) = (operation for name, operation in operations(described) if name == "POST /jobs")
+    content = call["requestBody"]["content"]["application/json"]
+    assert content["schema"] == {"$ref": "#/components/schemas/JobSpec"}
+    assert described["components"]["schemas"]["JobSpec"]["properties"].keys() == JobSpec.model_fields.keys()
+    parse(content["example"])
+
+
+def test_examples_are_what_the_schemas_say(described: dict[str, Any]) -> None:
+    schemas = described["components"]["schemas"]
+    with_examples = [name for name, schema in schemas.items() if schema.get("examples")]
+    assert {"Metrics", "Dataset", "Model", "Problem", "Event"} <= set(with_examples)
+    for name in with_examples:
+        whole = {"$ref": f"#/components/schemas/{name}", "components": described["components"]}
+        for example in schemas[name]["examples"]:
+            jsonschema.validate(example, whole)
+
+
+def test_the_page_may_run_its_own_script_and_no_other(app: FastAPI) -> None:
+    page = TestClient(app).get("/docs")
+    policy = page.headers["content-security-policy"]
+    (script,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+    script_sources = next(part for part in policy.split(";") if "script-src" in part)
+    assert "unsafe" not in script_sources
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+    assert "key_secret" not in repr(Settings.model_construct(key_secret="s3cret", database_url="u", broker_url="b"))

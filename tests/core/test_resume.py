@@ -1,0 +1,143 @@
+"""However often a run is interrupted, and wherever, it ends with the weights of an undisturbed one, bit for bit."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import checkpoint
+from core.errors import CheckpointError, Stopped
+from core.events import StopFlag
+from core.report.schema import Report
+from tests import models
+from tests.core.recording import QUICK, Recorder, carry_out, interrupted, weights_digest
+from tests.models import Reciter
+
+OPTIMIZERS: dict[str, Any] = {
+    "sophia_g": {"name": "sophia_g", "lr": 1e-3, "every": 3, "curvature_on": "both"},
+    "soul": {"name": "soul", "lr": 1e-3},
+    "adamw": {"name": "adamw", "lr": 1e-3},
+}
+METHODS: dict[str, Any] = {
+    "npo+nll": {"name": "npo", "retain": "nll"},
+    "npo+kl": {"name": "npo", "retain": "kl"},
+    "refusal": {"name": "refusal", "retain": "nll"},
+}
+TRAINING = {"steps": 7, "batch_size": 4, "micro_batch_tokens": 100}
+
+
+def wanted(unlearnt: Reciter, method: str, optimizer: str, **fields: Any) -> dict[str, Any]:
+    return unlearnt.spec(method=METHODS[method], optimizer=OPTIMIZERS[optimizer], training=TRAINING, **fields)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_interrupted_at_several_steps(optimizer: str, method: str, unlearnt: Reciter, tmp_path: Path) -> None:
+    spec = wanted(unlearnt, method, optimizer)
+    undisturbed = carry_out(spec, tmp_path / "whole").report
+    out = tmp_path / "parts"
+    for step in (1, 3, 4):
+        heard = interrupted(spec, out, step)
+        assert [event["step"] for event in heard.of("checkpoint")] == [step]
+    heard = Recorder()
+    resumed = carry_out(spec, out, heard).report
+    assert heard.of("accepted")[0]["resumed_from"] == resumed.training.resumed_from == 4
+    assert "score_before" not in [event["phase"] for event in heard.of("phase")], "kept, not measured again"
+    assert weights_digest(out) == weights_digest(tmp_path / "whole")
+    assert resumed.output_model == undisturbed.output_model
+    assert (resumed.before, resumed.after) == (undisturbed.before, undisturbed.after)
+    assert resumed.training.curve == undisturbed.training.curve
+
+
+class StopAt(StopFlag):
+    """Asked for the n-th time, says stop: every boundary between two batches can be met so."""
+
+    def __init__(self, asked: int) -> None:
+        super().__init__()
+        self.left = asked
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_stopped_at_any_boundary(unlearnt: Reciter, tmp_path: Path) -> None:
+    evaluation = QUICK | {"watch_every": 2, "watch_rows": 2, "batch_tokens": 256}
+    spec = wanted(unlearnt, "npo+kl", "sophia_g", evaluation=evaluation)
+    counted = StopAt(1 << 30)
+    carry_out(spec, tmp_path / "whole", stop=counted)
+    boundaries = (1 << 30) - counted.left
+    stopped_in: set[str] = set()
+    for n in range(1, boundaries + 1, 9):
+        out, heard = tmp_path / str(n), Recorder()
+        with pytest.raises(Stopped):
+            carry_out(spec, out, heard, stop=StopAt(n))
+        phase = heard.of("phase")[-1]["phase"]
+        stopped_in.add(phase)
+        assert len(heard.of("checkpoint")) == (phase in ("train", "score_after"))
+        carry_out(spec, out)
+        assert weights_digest(out) == weights_digest(tmp_path / "whole"), f"stopped at boundary {n}, in {phase}"
+        shutil.rmtree(out)
+    assert stopped_in >= {"score_before", "train", "score_after"}
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(unlearnt: Reciter, tmp_path: Path) -> None:
+    spec = wanted(unlearnt, "npo+nll", "adamw")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    carry_out(spec, whole)
+    for step in (2, 5):
+        interrupted(spec, out, step)
+    weights = out / "checkpoints" / "step-00000005" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    heard = Recorder()
+    carry_out(spec, out, heard)
+    assert heard.of("accepted")[0]["resumed_from"] == 2
+    assert weights_digest(out) == weights_digest(whole)
+
+
+def test_another_spec_other_data_or_another_model_is_refused(unlearnt: Reciter, tmp_path: Path) -> None:
+    sets = tmp_path / "sets"
+    sets.mkdir()
+    own = Reciter(
+        Path(shutil.copytree(unlearnt.model, sets / "model")),
+        Path(shutil.copy(unlearnt.forget, sets)),
+        Path(shutil.copy(unlearnt.retain, sets)),
+    )
+    spec, out = wanted(own, "npo+nll", "adamw"), tmp_path / "out"
+    interrupted(spec, out, 2)
+    with pytest.raises(CheckpointError, match=r"step 2 belongs to another spec .*use an empty output folder"):
+        carry_out(spec | {"seed": 1}, out)
+    rows = own.retain.read_bytes()
+    own.retain.write_bytes(rows.replace(b"the", b"thy"))
+    with pytest.raises(CheckpointError, match="belongs to other data"):
+        carry_out(spec, out)
+    own.retain.write_bytes(rows)
+    config = (own.model / "generation_config.json").read_text()
+    (own.model / "generation_config.json").write_text(config.replace("{", "{ "))
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        carry_out(spec, out)
+    (own.model / "generation_config.json").write_text(config)
+    carry_out(spec, out)
+
+
+def test_commitments_stand_for_the_data(unlearnt: Reciter, tmp_path: Path) -> None:
+    spec = wanted(unlearnt, "npo+nll", "adamw")
+    commitments = {"forget": "ab" * 32, "retain": "cd" * 32}
+    interrupted(spec, tmp_path, 2, commitments=commitments)
+    with pytest.raises(CheckpointError, match="belongs to other data"):
+        carry_out(spec, tmp_path, commitments=commitments | {"forget": "00" * 32})
+    state = checkpoint.read_state(tmp_path / "checkpoints" / "step-00000002")
+    plain = Reciter(unlearnt.model, models.write_lines(tmp_path / "f", models.people(3)[9:]), unlearnt.retain)
+    interrupted(wanted(plain, "npo+nll", "adamw"), tmp_path / "other", 2, commitments=commitments)
+    other = checkpoint.read_state(tmp_path / "other" / "checkpoints" / "step-00000002")
+    # Two sets of six rows under the same commitments: nothing else of the rows has gone into the check.
+    assert other.data_check == state.data_check
+
+
+def test_the_report_of_a_resumed_run_can_be_read(unlearnt: Reciter, tmp_path: Path) -> None:
+    spec = wanted(unlearnt, "npo+kl", "soul")
+    interrupted(spec, tmp_path, 6)
+    carry_out(spec, tmp_path)
+    Report.model_validate_json((tmp_path / "report.json").read_bytes())
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
