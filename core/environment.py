@@ -5,6 +5,7 @@ import os
 import platform
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from core.report.schema import Environment
 
@@ -18,6 +19,8 @@ def available_threads() -> int:
 
 def prepare(threads: int) -> torch.device:
     """Set the thread count and deterministic algorithms; returns the device to run on."""
+    # The library's own bars would run through ours, and through the JSON lines of whoever merges the two streams.
+    disable_progress_bar()
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # CUDA has no deterministic form of some operations; there the promise is repeatable data and schedule, not bits.

@@ -47,6 +47,9 @@ def progress_bar(stream: TextIO = sys.stderr) -> tuple[Emit, Callable[[], None]]
 
     def emit(event: str, **fields: Any) -> None:
         if event == "phase":
+            # Some phases count nothing; they are over when the next one begins.
+            for task in bar.tasks:
+                bar.update(task.id, completed=task.total or 1, total=task.total or 1)
             tasks[fields["phase"]] = bar.add_task(fields["phase"], total=None, note="")
         elif event == "progress":
             bar.update(tasks[fields["phase"]], completed=fields["done"], total=fields["total"])

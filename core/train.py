@@ -201,10 +201,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         generator = torch.Generator(self.model.device)
         generator.manual_seed((self.spec.seed * 1_000_003 + self.step) * 8 + _STREAMS["labels"])
-        names = self.curvature.sets
-        positions = sum(self._tokens(names).values())
+        names, tokens = self.curvature.sets, self._tokens(self.curvature.sets)
+        positions = sum(tokens.values())
+        # Drawn for the whole step, and used set by set in the order of lengths: how it is cut changes no label.
+        drawn = {name: torch.rand(tokens[name], generator=generator, device=self.model.device) for name in names}
         for one in self.passes(names):
-            sampled_label_loss(head(self.model, hidden_states(self.model, one.batch)), positions, generator).backward()
+            parts = []
+            for name in names:
+                part, drawn[name] = drawn[name].split([one.tokens[name], len(drawn[name]) - one.tokens[name]])
+                parts.append(part)
+            logits = head(self.model, hidden_states(self.model, one.batch))
+            sampled_label_loss(logits, positions, torch.cat(parts)).backward()
         self.optimizer.update_curvature(positions)  # type: ignore[attr-defined]
         for p, g in zip(self.parameters, gradients, strict=True):
             p.grad = g

@@ -25,12 +25,14 @@ class Curvature:
         return ("forget", "retain") if self.on == "both" else (self.on,)
 
 
-def sampled_label_loss(logits: Tensor, positions: int, generator: torch.Generator) -> Tensor:
+def sampled_label_loss(logits: Tensor, positions: int, uniform: Tensor) -> Tensor:
     """Cross-entropy against labels drawn from the model's own softmax, over `positions` (B) of the whole step.
 
     The gradient g of the step's sum gives the estimate `B g*g` of the Gauss-Newton diagonal (arXiv:2305.14342,
-    section 2.3). logits: (tokens, vocab).
+    section 2.3). logits: (tokens, vocab); uniform: (tokens,), the random numbers in [0, 1) that the labels come from.
     """
     with torch.no_grad():
-        labels = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator).squeeze(1)
+        reached = torch.softmax(logits, dim=-1).cumsum(dim=-1)
+        labels = torch.searchsorted(reached, (uniform * reached[:, -1])[:, None], right=True).squeeze(1)
+        labels.clamp_(max=logits.shape[1] - 1)
     return cross_entropy(logits, labels, reduction="sum") / positions
