@@ -72,7 +72,7 @@ def up(
         if running.new_key:
             print(f"API key (shown this once): {running.new_key}")
         print(f"All its files are under {running.home}; models are registered from {running.home / 'models'}.")
-        print("Ctrl-C stops it.")
+        print(f"Reports are signed; whoever verifies them needs {running.public_key}. Ctrl-C stops the service.")
         sys.stdout.flush()
         running.tend_on()
 

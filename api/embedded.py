@@ -31,6 +31,8 @@ from core.report.keys import load_or_create_key, public_path
 _ROOT = Path(__file__).resolve().parent.parent
 _STOP_SECONDS = 20.0
 _READY_SECONDS = 60.0
+_SHORT_LIFE = 15.0
+_SHORT_LIVES = 5
 _C_LIBRARY = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -52,6 +54,7 @@ class Part:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
+    short_lives: int = 0  # in a row
 
     def start(self) -> None:
         """Start it, in a session of its own: Ctrl-C reaches the roof only, which ends the parts in their order."""
@@ -95,9 +98,19 @@ class Service:
     parts: list[Part] = field(default_factory=list)
 
     def tend(self) -> None:
-        """Start again what has died; at most once a second each."""
+        """Start again what has died; at most once a second each.
+
+        Raises EmbeddedError where a part dies as soon as it is started, time after time: then something is wrong that
+        starting it again does not mend.
+        """
         for part in self.parts:
-            if not part.alive() and time.monotonic() - part.started > 1:
+            lived = time.monotonic() - part.started
+            if lived > _SHORT_LIFE:
+                part.short_lives = 0
+            if not part.alive() and lived > 1:
+                part.short_lives += 1
+                if part.short_lives > _SHORT_LIVES:
+                    raise EmbeddedError(f"The {part.name} does not stay up; its log is {part.log}.")
                 part.start()
 
     def wait_ready(self) -> None:
@@ -189,8 +202,8 @@ def _parts(home: Path, environment: Mapping[str, str], broker: Path, host: str, 
             *("--save", "", "--appendonly", "no", "--dir", str(broker.parent)),
         ],
         "worker": [
-            *(python, "-m", "celery", "-A", "worker.app", "worker", "--pool=threads", "--concurrency=1"),
-            *("--without-gossip", "--without-mingle", "--quiet"),
+            *(python, "-m", "celery", "-A", "worker.app", "--quiet", "worker", "--pool=threads", "--concurrency=1"),
+            *("--without-gossip", "--without-mingle"),
         ],
         "api": [
             *(python, "-m", "uvicorn", "api.app:create_app", "--factory", "--host", host, "--port", str(port)),

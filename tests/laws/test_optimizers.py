@@ -56,7 +56,8 @@ def same(found: Sequence[Array], wanted: Sequence[Array]) -> None:
 
 
 def test_sophia_g_is_the_paper_written_out() -> None:
-    lr, (b1, b2), gamma, decay = 0.05, (0.9, 0.8), 0.7, 0.3
+    # An eps of the size of gamma h: a sum in place of the maximum would show.
+    lr, (b1, b2), gamma, eps, decay = 0.05, (0.9, 0.8), 0.7, 0.003, 0.3
 
     def update(theta: Array, g: Array, state: dict[str, Array]) -> Array:
         m, h = state.get("m", np.zeros_like(theta)), state.get("h", np.zeros_like(theta))
@@ -64,9 +65,9 @@ def test_sophia_g_is_the_paper_written_out() -> None:
             h = b2 * h + (1 - b2) * 64 * state["curve"] ** 2
         m = b1 * m + (1 - b1) * g
         state |= {"m": m, "h": h}
-        return theta * (1 - lr * decay) - lr * np.clip(m / np.maximum(gamma * h, 1e-12), -1, 1)
+        return theta * (1 - lr * decay) - lr * np.clip(m / np.maximum(gamma * h, eps), -1, 1)
 
-    spec = SophiaG(lr=lr, betas=(b1, b2), gamma=gamma, weight_decay=decay, every=3)
+    spec = SophiaG(lr=lr, betas=(b1, b2), gamma=gamma, eps=eps, weight_decay=decay, every=3)
     same(run(lambda p: OPTIMIZERS["sophia_g"].build(p, spec), 8, curve_every=3), by_hand(update, 8, curve_every=3))
 
 
