@@ -39,7 +39,9 @@ def test_fields_are_present_and_of_the_right_type(rows: list[dict[str, Any]]) ->
         assert set(row) == {*TEXT_FIELDS, "perturbed_answer"}, row
         assert len(row["perturbed_answer"]) == 3, row
         for text in [*(row[field] for field in TEXT_FIELDS), *row["perturbed_answer"]]:
-            assert isinstance(text, str) and text and text == " ".join(text.split()), row
+            assert isinstance(text, str), row
+            assert text, row
+            assert text == " ".join(text.split()), row
 
 
 def test_both_questions_name_the_person_and_nobody_else(rows: list[dict[str, Any]]) -> None:
@@ -63,7 +65,8 @@ def test_the_five_answers_of_a_row_differ(rows: list[dict[str, Any]]) -> None:
 def test_answers_are_sentences_of_moderate_length(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         for text in answers(row):
-            assert text[0].isupper() and text.endswith("."), text
+            assert text[0].isupper(), text
+            assert text.endswith("."), text
             assert 6 <= len(text.split()) <= 20, text
 
 

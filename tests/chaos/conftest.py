@@ -1,4 +1,4 @@
-"""A cluster to break: a database, a Redis of the test's own, workers as real processes, and jobs small enough to wait for."""
+"""A cluster to break: a database, a Redis of the test's own, real worker processes, and jobs worth waiting for."""
 
 import json
 import os
@@ -101,8 +101,10 @@ class Cluster:
         log = self.folder / f"worker-{number}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--pool=threads", "--concurrency=1"]
-                + ["--without-gossip", "--without-mingle", "-n", f"chaos{number}@test"],
+                [
+                    *(sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--pool=threads"),
+                    *("--concurrency=1", "--without-gossip", "--without-mingle", "-n", f"chaos{number}@test"),
+                ],
                 cwd=ROOT,
                 env=environment,
                 stdout=output,

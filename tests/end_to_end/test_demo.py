@@ -73,7 +73,8 @@ def test_the_demo_forgets_two_people_and_proves_it(home: Path, demonstrated: dic
     assert "model.safetensors" in found.stdout
 
 
-def test_nothing_of_the_forget_set_stays_in_the_open(home: Path, demonstrated: dict[str, object]) -> None:
+@pytest.mark.usefixtures("demonstrated")
+def test_nothing_of_the_forget_set_stays_in_the_open(home: Path) -> None:
     rows = [json.loads(line) for line in (ROOT / "examples" / "people.jsonl").read_text(encoding="utf-8").splitlines()]
     sentences = [row[name].encode() for row in rows[:20] for name in ("question", "answer", "paraphrased_answer")]
     searched = [
