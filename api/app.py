@@ -1,6 +1,5 @@
-"""The REST API: `python -m uvicorn api.app:create_app --factory`. Settings come from LETHE_* variables."""
+"""The REST API: `python -m uvicorn api.app:create_app --factory --ws none`. Settings come from LETHE_* variables."""
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,11 +11,12 @@ from api.deps import Service, authenticated
 from api.middleware import Surround
 from api.queue import Queue
 from api.routes import artifacts, catalogue, datasets, docs, events, health, jobs, metrics, models
-from api.settings import Settings, load
+from api.settings import Settings
 from api.store import logs
 from api.store.blobs import Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
+from api.store.settings import end, load
 
 OPEN = (health.router, docs.router)
 GUARDED = (
@@ -40,7 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     try:
         service = _put_together(settings or load(Settings))
     except InvalidSetting as error:
-        sys.exit(f"lethe: {error.message}")
+        end(error)
     logs.configure()
 
     @asynccontextmanager
@@ -54,6 +54,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Lethe",
         summary="Make a language model forget on request, measure it, and hand back evidence anyone can check",
         version="1",
+        # A redirect would be made of the Host that the caller sent.
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,

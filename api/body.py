@@ -1,27 +1,51 @@
 """Reading a JSON body: of the right type, not too large, not too deep, and never guessed at."""
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any, NoReturn, TypeVar
 
+import anyio
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from api.deps import service_of
-from api.errors import BadJson, TooLarge, UnsupportedType
+from api.errors import BadJson, TooLarge, UnsupportedType, UploadStalled
 
 DEPTH = 32
 M = TypeVar("M", bound=BaseModel)
 
 
+async def arriving(request: Request) -> AsyncIterator[bytes]:
+    """The body's pieces, none of them empty. Raises UploadStalled where one, or all of them, take too long."""
+    settings = service_of(request).settings
+    pieces = aiter(request.stream())
+    deadline = anyio.current_time() + settings.upload_seconds
+    while True:
+        left = deadline - anyio.current_time()
+        try:
+            with anyio.fail_after(min(left, settings.upload_idle)):
+                piece = await anext(pieces, None) if left > 0 else b""
+        except TimeoutError:
+            left = deadline - anyio.current_time()
+            if left > 0:
+                raise UploadStalled(f"Nothing came for {settings.upload_idle:g} seconds; nothing was stored.") from None
+        if left <= 0:
+            raise UploadStalled(f"It took longer than {settings.upload_seconds:g} seconds; nothing was stored.")
+        if piece is None:
+            return
+        if piece:
+            yield piece
+
+
 async def json_body(request: Request) -> Any:
-    """The decoded body. Raises UnsupportedType, TooLarge and BadJson."""
+    """The decoded body. Raises UnsupportedType, UploadStalled, TooLarge and BadJson."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise UnsupportedType("The body must be sent as Content-Type: application/json.", param="Content-Type")
     limit = service_of(request).settings.max_body
     body = bytearray()
-    async for piece in request.stream():
+    async for piece in arriving(request):
         body += piece
         if len(body) > limit:
             raise TooLarge(f"The body is larger than the {limit} bytes allowed.")
@@ -31,7 +55,7 @@ async def json_body(request: Request) -> Any:
 def decoded(body: bytes) -> Any:
     """The JSON value in `body`. Raises BadJson with the place of the fault, never with what stands there."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_each_once)
     except UnicodeDecodeError as error:
         raise BadJson(f"The body is not UTF-8 at byte {error.start}.") from None
     except json.JSONDecodeError as error:
@@ -57,6 +81,14 @@ def read_as(model: type[M], value: Any) -> M:
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
         raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values under one key it is unknown which was meant; the key is not repeated, it may be anything."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise BadJson("The body gives a field twice in one object.")
+    return found
 
 
 def _no_number(_text: str) -> NoReturn:

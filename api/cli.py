@@ -177,9 +177,10 @@ def revoke_key(key_id: Annotated[str, typer.Argument(help="the key's id, as `let
 def _opened() -> Iterator[tuple["Database", "KeySettings"]]:
     from sqlalchemy.exc import SQLAlchemyError
 
-    from api.settings import KeySettings, load
+    from api.settings import KeySettings
     from api.store.errors import InvalidSetting
     from api.store.session import open_database
+    from api.store.settings import load
 
     settings = load(KeySettings)
     database = open_database(settings.database_url)

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from api.demo import Show
 
@@ -67,7 +68,8 @@ def print_result(console: Console, document: dict[str, Any]) -> None:
     console.print(table)
     answers = Table("question", "before", "after", title="Three questions", show_lines=True)
     for row in document["questions"]:
-        answers.add_row(row["question"], row["before"], row["after"])
+        # A model may write anything, square brackets too.
+        answers.add_row(*(Text(row[column]) for column in ("question", "before", "after")))
     console.print(answers)
     colour = {"passed": "green", "not_passed": "red"}.get(document["verdict"], "yellow")
     console.print(f"Verdict: [bold {colour}]{document['verdict']}[/]")

@@ -6,6 +6,7 @@ The same code path as production, with everything under one folder. A part that 
 import ctypes
 import fcntl
 import importlib.util
+import json
 import os
 import secrets
 import shutil
@@ -18,13 +19,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 
 from api.store import keys
 from api.store.migrate import upgrade
-from api.store.session import open_database
+from api.store.session import now, open_database
 from core.errors import LetheError
 from core.report.keys import load_or_create_key, public_path
 
@@ -33,7 +35,7 @@ _STOP_SECONDS = 20.0
 _READY_SECONDS = 60.0
 _SHORT_LIFE = 15.0
 _SHORT_LIVES = 5
-_C_LIBRARY = ctypes.CDLL(None)
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
@@ -168,6 +170,12 @@ def service(home: Path, *, host: str = "127.0.0.1", port: int = 0, key_name: str
     one. Raises EmbeddedError where another service holds the folder or no Redis can be found.
     """
     home = home.resolve()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        # The database holds the data sets' keys: nobody else on this machine may read it.
+        home.chmod(0o700)
+    except OSError as error:
+        raise EmbeddedError(f"{home} cannot be used as the service's home: {error.strerror}.") from None
     for folder in ("logs", "artifacts", "work", "models"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     with _only_one(home), tempfile.TemporaryDirectory(prefix="lethe-") as private:
@@ -207,7 +215,7 @@ def _parts(home: Path, environment: Mapping[str, str], broker: Path, host: str, 
         ],
         "api": [
             *(python, "-m", "uvicorn", "api.app:create_app", "--factory", "--host", host, "--port", str(port)),
-            *("--log-level", "warning", "--timeout-graceful-shutdown", "3"),
+            *("--ws", "none", "--log-level", "warning", "--timeout-graceful-shutdown", "3"),
         ],
     }
     return [Part(name, command, environment, home / "logs" / f"{name}.log") for name, command in commands.items()]
@@ -218,15 +226,15 @@ def _environment(home: Path, broker: Path) -> dict[str, str]:
         "LETHE_DATABASE_URL": f"sqlite:///{home / 'lethe.db'}",
         "LETHE_BROKER_URL": f"redis+socket://{broker}",
         "LETHE_ARTIFACTS_URL": f"file://{home / 'artifacts'}",
-        "LETHE_MODEL_ROOTS": f'["{home / "models"}"]',
         "LETHE_KEY_SECRET": _secret(home / "key-secret"),
         "LETHE_SIGNING_KEY_FILE": str(home / "signing.pem"),
         "LETHE_WORK_DIR": str(home / "work"),
         # One worker on one machine: looking often costs nothing, and a lost message is found at once.
         "LETHE_POLL_SECONDS": "5",
     }
-    # What the user has set stands: own model roots, for example.
-    return {**own, **{k: v for k, v in os.environ.items() if k not in own or k == "LETHE_MODEL_ROOTS"}}
+    # Model roots of the user's own come beside the home's; everything else of the service's is its own.
+    roots = [str(home / "models"), *json.loads(os.environ.get("LETHE_MODEL_ROOTS", "[]"))]
+    return {**os.environ, **own, "LETHE_MODEL_ROOTS": json.dumps(roots)}
 
 
 def _secret(path: Path) -> str:
@@ -243,7 +251,9 @@ def _first_key(environment: Mapping[str, str], name: str | None) -> str | None:
             if name is None and keys.any_exists(session):
                 return None
             secret = environment["LETHE_KEY_SECRET"].encode()
-            return keys.create(session, secret, name=name or "first", actor="embedded")[1]
+            # A key that a command asks for by name is for that command, and does not outlive the day.
+            until = now(session) + timedelta(days=1) if name else None
+            return keys.create(session, secret, name=name or "first", actor="embedded", expires_at=until)[1]
     finally:
         database.close()
 
@@ -279,4 +289,5 @@ def _free_port() -> int:
 
 def _end_with_parent() -> None:
     """On Linux the kernel ends a part whose roof was killed. It runs between fork and exec, so it loads nothing."""
-    _C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)

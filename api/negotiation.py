@@ -4,12 +4,15 @@ from collections.abc import Sequence
 
 from api.errors import NotAcceptable
 
+# What was negotiated says so, or a cache would give one caller's answer to another.
+VARY = {"Vary": "Accept"}
 
-def preferred(accept: str | None, offered: Sequence[str]) -> str:
-    """The offered type that Accept ranks highest; of equals the first. Raises NotAcceptable."""
-    if not accept or not accept.strip():
+
+def preferred(accept: Sequence[str], offered: Sequence[str]) -> str:
+    """The offered type that the Accept lines rank highest together; of equals the first. Raises NotAcceptable."""
+    ranges = [_range(part) for line in accept for part in line.split(",") if part.strip()]
+    if not ranges:
         return offered[0]
-    ranges = [_range(part) for part in accept.split(",")]
     ranked = [(_quality(kind, ranges), -place, kind) for place, kind in enumerate(offered)]
     quality, _, best = max(ranked)
     if quality <= 0:

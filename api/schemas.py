@@ -1,16 +1,16 @@
 """What the API answers with. Times are RFC 3339 in UTC; an id's prefix says what it is of."""
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.store.records import ArtifactKind
 from api.store.tables import Status, Verdict
+from core.report.schema import Sha256
 from core.spec.base import FilePath, Spec
 
 T = TypeVar("T")
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def _example(**value: Any) -> ConfigDict:

@@ -1,22 +1,16 @@
 """What the API must be told, read from LETHE_* variables; the store's settings are among them."""
 
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import Field
 
-from api.store.errors import InvalidSetting
 from api.store.settings import DatabaseSettings, StoreSettings
 
 MIB = 1 << 20
-S = TypeVar("S", bound=BaseSettings)
 
 
 class KeySettings(DatabaseSettings):
     """The part that making and checking API keys needs."""
-
-    model_config = SettingsConfigDict(hide_input_in_errors=True)
 
     key_secret: str = Field(
         min_length=32,
@@ -39,18 +33,8 @@ class Settings(KeySettings, StoreSettings):
     upload_max_bytes: int = Field(1024 * MIB, ge=1, description="largest upload of a data set")
     upload_max_rows: int = Field(1_000_000, ge=1, description="most records in an upload")
     upload_max_row: int = Field(MIB, ge=16, description="longest line of an upload")
-    upload_idle: float = Field(60, gt=0, description="how long an upload may send nothing before it is given up")
+    upload_idle: float = Field(60, gt=0, description="how long a request's body may send nothing before it is given up")
+    upload_seconds: float = Field(3600, gt=0, description="how long a request's body may take in all")
     events_poll: float = Field(0.5, gt=0, description="how often an event stream looks for news")
     events_heartbeat: float = Field(15, gt=0, description="longest silence of an event stream")
     broker_timeout: float = Field(1, gt=0, description="how long the broker may take for one answer")
-
-
-def load(kind: type[S]) -> S:
-    """Settings from the environment. Raises InvalidSetting naming every variable that is missing or wrong."""
-    try:
-        return kind()
-    except SettingsError as error:
-        raise InvalidSetting(f'{error}. Lists are written as JSON: ["/models"].') from None
-    except ValidationError as error:
-        lines = [f"LETHE_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
-        raise InvalidSetting("; ".join(lines)) from None

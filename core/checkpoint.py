@@ -5,6 +5,7 @@ an undisturbed one, bit for bit, on the same machine, build and thread count.
 """
 
 import hashlib
+import hmac
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.data.encode import EncodedSet
+from core.environment import versions
 from core.errors import CheckpointError, ModelError
 from core.report.digest import file_digests
 from core.report.schema import Measurement
@@ -40,7 +42,7 @@ class State:
     input_model: str
     data_check: str
     threads: int
-    torch: str
+    versions: dict[str, str]
     loss: float | None
     curve: list[dict[str, float]]
     before: dict[str, Any]
@@ -48,13 +50,15 @@ class State:
 
 
 def data_check(sets: Mapping[str, EncodedSet], commitments: Mapping[str, str]) -> str:
-    """What ties a checkpoint to its data: the keyed commitments where there are any, so that no unkeyed digest of a
-    forget set is written by a service; otherwise the SHA-256 of the encoded rows."""
-    digest = hashlib.sha256()
+    """What ties a checkpoint to its data: an HMAC of the encoded rows, under the sets' keyed commitments where there
+    are any, so that a service writes no unkeyed digest of a forget set."""
+    key = json.dumps(dict(sorted(commitments.items()))).encode()
+    code = hmac.new(key, digestmod=hashlib.sha256)
     for name, data in sets.items():
-        mark = commitments.get(name) or json.dumps([e.ids for e in data.examples])
-        digest.update(f"{name}:{len(data.examples)}:{mark}\n".encode())
-    return digest.hexdigest()
+        code.update(f"{name}:{len(data.examples)}\n".encode())
+        for example in data.examples:
+            code.update(f"{example.start}:{example.ids}\n".encode())
+    return code.hexdigest()
 
 
 def measurements(dumped: Mapping[str, Any]) -> dict[str, Measurement]:
@@ -82,7 +86,7 @@ def save(
         input_model=input_model,
         data_check=check,
         threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        versions=versions(),
         loss=trainer.loss,
         curve=trainer.curve,
         before={name: m.model_dump() for name, m in before.items()},
@@ -142,19 +146,25 @@ def read_state(folder: Path) -> State:
 
 
 def check_same_run(state: State, *, spec_digest: str, input_model: str, data_check: str) -> None:
-    """Raises CheckpointError where the checkpoint belongs to another spec, another model, other data or another
-    torch."""
+    """Raises CheckpointError where the checkpoint belongs to another spec, model or data, or to other versions of Lethe
+    or of a library: any of them may change a bit of what follows."""
     for what, found, wanted in (
         ("another spec", state.spec_digest, spec_digest),
         ("another model", state.input_model, input_model),
         ("other data", state.data_check, data_check),
-        ("another torch version", state.torch, torch.__version__),
+        ("other versions", *_differing(state.versions, versions())),
     ):
         if found != wanted:
             raise CheckpointError(
-                f"the checkpoint at step {state.step} belongs to {what} ({found[:12]}, now {wanted[:12]}); "
+                f"the checkpoint at step {state.step} belongs to {what} ({found[:60]}, now {wanted[:60]}); "
                 "use an empty output folder, or the spec and data it was made with"
             )
+
+
+def _differing(found: Mapping[str, str], wanted: Mapping[str, str]) -> tuple[str, str]:
+    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    then, now = (", ".join(f"{name} {of.get(name, 'absent')}" for name in names) for of in (found, wanted))
+    return then, now
 
 
 def restore(folder: Path, trainer: Trainer, state: State) -> None:

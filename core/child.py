@@ -14,9 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from core.command import read_spec
 from core.data import Inputs
-from core.errors import EXIT_INTERNAL, EXIT_OK, LeaseLost, LetheError
+from core.errors import EXIT_INTERNAL, EXIT_OK, LeaseLost, LetheError, OutOfMemory
 from core.events import Emit, StopFlag, json_lines
 from core.run import run
 
@@ -58,8 +60,9 @@ def _warm() -> None:
 def _carry_out(command: dict[str, Any], emit: Emit, stop: StopFlag) -> int:
     try:
         inputs = json.loads(Path(command["inputs"]).read_text())
+        spec = read_spec(Path(command["spec"]))
         run(
-            read_spec(Path(command["spec"])),
+            spec,
             Inputs(
                 {name: Path(path) for name, path in inputs["models"].items()},
                 {name: Path(path) for name, path in inputs["datasets"].items()},
@@ -75,6 +78,10 @@ def _carry_out(command: dict[str, Any], emit: Emit, stop: StopFlag) -> int:
     except LetheError as error:
         emit("error", **error.as_dict())
         return error.exit_code
+    except (torch.OutOfMemoryError, MemoryError):
+        lack = OutOfMemory(spec.training.micro_batch_tokens, spec.evaluation.batch_tokens)
+        emit("error", **lack.as_dict())
+        return lack.exit_code
     except Exception as error:
         # The type alone: a message or traceback of a library may quote the forget set.
         where = error.__traceback__

@@ -3,13 +3,14 @@
 import importlib.metadata
 import os
 import platform
+from contextlib import suppress
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from core.report.schema import Environment
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "rouge-score")
+_PACKAGES = ("lethe", "torch", "transformers", "tokenizers", "safetensors", "numpy", "rouge-score")
 
 
 def available_threads() -> int:
@@ -28,6 +29,16 @@ def prepare(threads: int) -> torch.device:
     return device
 
 
+def versions() -> dict[str, str]:
+    """Whatever could change a result by changing: our own version, the libraries', and CUDA's where it is used."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    found.setdefault("lethe", "a checkout that is not installed")
+    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+
+
 def describe(device: torch.device) -> Environment:
     """The environment as a report carries it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -38,7 +49,7 @@ def describe(device: torch.device) -> Environment:
         device=f"{device.type}: {name}",
         threads=torch.get_num_threads(),
         memory_bytes=_memory(),
-        versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+        versions=versions(),
         network="hub access off by environment" if offline else "not restricted",
     )
 

@@ -4,8 +4,9 @@ LetheError
 ├── SpecError            the request is malformed: field, value, what is allowed          exit 2
 ├── DataError            a record or data set cannot be used: file, line, reason          exit 2
 ├── ModelError           a model folder cannot be used                                    exit 2
-├── Stopped              asked to stop; a checkpoint was left, the same command resumes   exit 3
+├── Stopped              asked to stop; in training a checkpoint was left first           exit 3
 ├── Diverged             the loss became NaN or infinite; names the step                  exit 4
+├── OutOfMemory          the run does not fit into memory; names what to lower            exit 4
 ├── CheckpointError      a checkpoint is damaged or belongs to another spec or data       exit 5
 └── LeaseLost            whoever started this engine no longer holds the job              exit 6
 
@@ -95,8 +96,22 @@ class Diverged(LetheError):
         self.step = step
 
 
+class OutOfMemory(LetheError):
+    """The run does not fit into the device's or the machine's memory; the same run would not fit the next time."""
+
+    code = "out_of_memory"
+    exit_code = 4
+
+    def __init__(self, micro_batch_tokens: int, batch_tokens: int) -> None:
+        super().__init__(
+            f"Out of memory. If in training, lower training.micro_batch_tokens (now {micro_batch_tokens}); "
+            f"if in scoring, evaluation.batch_tokens (now {batch_tokens}). Neither changes a result.",
+            param="training.micro_batch_tokens",
+        )
+
+
 class CheckpointError(LetheError):
-    """A checkpoint is damaged, or belongs to another spec, other data or another thread count."""
+    """A checkpoint is damaged, or belongs to another spec, model or data, or to other versions."""
 
     code = "checkpoint_mismatch"
     exit_code = 5

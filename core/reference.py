@@ -29,8 +29,9 @@ class Reference:
     def logits(self, set_name: str, rows: Sequence[int]) -> Tensor:
         """Reference logits of the rows' answer tokens, row by row: (tokens, vocab), fp32, without gradient."""
         assert self.frozen_head is not None
+        states = torch.cat([self.hidden[set_name][row] for row in rows])
         with torch.no_grad():
-            logits: Tensor = self.frozen_head(torch.cat([self.hidden[set_name][r] for r in rows])).float()
+            logits: Tensor = self.frozen_head(states.to(next(self.frozen_head.parameters()).device)).float()
         return logits
 
     def tensors(self) -> dict[str, Tensor]:
@@ -45,11 +46,10 @@ class Reference:
         """The inverse of `tensors`; `model` must still be the original."""
         for key, tensor in flat.items():
             kind, name, *row = key.split("/")
-            value = tensor.to(model.device)
             if kind == "sums":
-                self.sums[name] = value
+                self.sums[name] = tensor.to(model.device)
             else:
-                self.hidden.setdefault(name, {})[int(row[0])] = value
+                self.hidden.setdefault(name, {})[int(row[0])] = tensor
         if self.hidden:
             self.freeze_head(model)
 
@@ -91,6 +91,7 @@ def add_hidden(
         padded = pad([examples[i] for i in batch], model.device)
         states = hidden_states(model, padded)
         for row, part in zip(batch, states.split([examples[i].answer_tokens for i in batch]), strict=True):
-            kept[row] = part.clone()
+            # In main memory: those of a large retain set would not fit beside the model.
+            kept[row] = part.cpu().clone()
     reference.hidden[name] = kept
     reference.freeze_head(model)

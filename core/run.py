@@ -224,11 +224,16 @@ def _trained_on(spec: JobSpec, sets: Mapping[str, EncodedSet], encoder: Encoder)
     """What each set's rows are in training: themselves, or a refusal in place of each forget answer."""
     examples = {name: s.examples for name, s in sets.items()}
     if METHODS[spec.method.name].looks_at == "refusal":
+        records = sets["forget"].records
+        if not all(record.prompt for record in records):
+            reason = "a refusal answers a prompt, and {text} records of the forget set have none"
+            raise DataError(f"method '{spec.method.name}': {reason}", param="method.name")
         sentences = getattr(spec.method, "refusals", None) or REFUSALS
-        drawn = np.random.default_rng((spec.seed, 3)).integers(0, len(sentences), len(sets["forget"].records))
+        drawn = np.random.default_rng((spec.seed, 3)).integers(0, len(sentences), len(records))
         refused = [
-            encoder.example(record, answer=sentences[i])
-            for record, i in zip(sets["forget"].records, drawn.tolist(), strict=True)
+            # A raw answer brings its own space, or none; its refusal does as it did.
+            encoder.example(r, answer=(" " if r.raw and r.answer[0].isspace() else "") + sentences[i])
+            for r, i in zip(records, drawn.tolist(), strict=True)
         ]
         fitting = tuple(e for e in refused if e is not None)
         if len(fitting) < len(refused):

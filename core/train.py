@@ -124,7 +124,8 @@ class Trainer:
         return {name: sum(self.sets[name][row].answer_tokens for row in self.rows(name)) for name in names}
 
     def _one_step(self, stop: StopFlag) -> dict[str, Any]:
-        losses = self.gradients(stop)
+        # After a stop between refresh and step the resumed run would refresh again: such a step is not stopped.
+        losses = self.gradients(StopFlag() if self._refresh_curvature() else stop)
         total = float(losses["forget"] + losses["retain"])
         if not math.isfinite(total):
             raise Diverged(self.step + 1, total)
@@ -136,8 +137,9 @@ class Trainer:
         lr = self.spec.optimizer.lr * factor
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._refresh_curvature()
         self.optimizer.step()
+        # Gradients are as large as the weights, and nothing between two steps needs them.
+        self.optimizer.zero_grad(set_to_none=True)
         return {
             "loss": total,
             "forget_loss": float(losses["forget"]),
@@ -155,7 +157,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         names = ["forget", "retain"] if self.retain.loss else ["forget"]
         step_tokens, step_rows = self._tokens(names), self.spec.training.batch_size
-        losses = {name: torch.zeros((), device=self.model.device) for name in _STREAMS}
+        losses = {name: torch.zeros((), device=self.model.device) for name in ("forget", "retain")}
         for one in self.passes(names):
             stop.check()
             parts = []
@@ -170,19 +172,19 @@ class Trainer:
     def _views(
         self, one: Pass, logits: Tensor, step_tokens: Mapping[str, int], step_rows: int
     ) -> Iterator[tuple[str, View]]:
-        first_token = first_row = 0
-        for name, rows in one.rows.items():
+        first_row = 0
+        # Splitting once, not slicing twice: the backward pass of a slice is a zero tensor as large as the whole.
+        parts = [t.split(list(one.tokens.values())) for t in (logits, one.batch.targets, one.batch.at_row)]
+        for (name, rows), own_logits, targets, at_row in zip(one.rows.items(), *parts, strict=True):
             if rows:
-                own = slice(first_token, first_token + one.tokens[name])
                 needs = self.method.needs if name == "forget" else self.retain.needs
                 sums = self.reference.sums[name][list(rows)] if "reference_sums" in needs else None
                 reference = self.reference.logits(name, rows) if "reference_logits" in needs else None
-                row = one.batch.at_row[own] - first_row
-                view = View(
-                    logits[own], one.batch.targets[own], row, len(rows), step_tokens[name], step_rows, sums, reference
+                row = at_row - first_row
+                yield (
+                    name,
+                    View(own_logits, targets, row, len(rows), step_tokens[name], step_rows, sums, reference),
                 )
-                yield name, view
-            first_token += one.tokens[name]
             first_row += len(rows)
 
     def _loss(self, name: str, view: View) -> Tensor:
@@ -192,12 +194,13 @@ class Trainer:
         assert self.retain.loss is not None
         return method.retain.weight * self.retain.loss(view)
 
-    def _refresh_curvature(self) -> None:
-        """Gauss-Newton-Bartlett over the current step's rows. It is not interruptible: a half-refreshed estimate would
-        be refreshed again after a resume."""
+    def _refresh_curvature(self) -> bool:
+        """Gauss-Newton-Bartlett over the current step's rows, where it is due; whether it was.
+
+        Before the step's own gradients are made, so that only one set of gradients is ever held.
+        """
         if self.curvature is None or not self.curvature.due(self.step):
-            return
-        gradients = [p.grad for p in self.parameters]
+            return False
         self.optimizer.zero_grad(set_to_none=True)
         generator = torch.Generator(self.model.device)
         generator.manual_seed((self.spec.seed * 1_000_003 + self.step) * 8 + _STREAMS["labels"])
@@ -212,9 +215,8 @@ class Trainer:
                 parts.append(part)
             logits = head(self.model, hidden_states(self.model, one.batch))
             sampled_label_loss(logits, positions, torch.cat(parts)).backward()
-        self.optimizer.update_curvature(positions)  # type: ignore[attr-defined]
-        for p, g in zip(self.parameters, gradients, strict=True):
-            p.grad = g
+        self.curvature.update(self.optimizer, positions)
+        return True
 
 
 def steps_of(spec: JobSpec, forget_rows: int) -> int:

@@ -20,7 +20,7 @@ def at_once(threads: int, act: Callable[[int], Result]) -> list[Result]:
         except BaseException as error:
             errors.append(error)
 
-    running = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+    running = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(threads)]
     for thread in running:
         thread.start()
     for thread in running:

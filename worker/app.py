@@ -10,13 +10,18 @@ from celery import Celery
 from celery.signals import setup_logging, worker_init, worker_shutdown, worker_shutting_down
 
 from api.store import logs
+from api.store.errors import InvalidSetting
+from api.store.settings import end, load
 from worker.settings import WorkerSettings
 from worker.shift import Shift
 
 QUEUE = "lethe"
 TASK = "lethe.run"
 
-settings = WorkerSettings()  # from the environment
+try:
+    settings = load(WorkerSettings)
+except InvalidSetting as error:
+    end(error)
 app = Celery("lethe", broker=settings.broker_url)
 app.conf.update(
     task_default_queue=QUEUE,
@@ -41,7 +46,10 @@ def _log_as_json(**_: Any) -> None:
 
 @worker_init.connect
 def _begin(sender: Any = None, **_: Any) -> None:
-    shift = Shift(settings, slots=sender.concurrency or 1, ring=lambda job: app.send_task(TASK, (job,)))
+    try:
+        shift = Shift(settings, slots=sender.concurrency or 1, ring=lambda job: app.send_task(TASK, (job,)))
+    except InvalidSetting as error:
+        end(error)
     _shift.append(shift)
     shift.begin()
 

@@ -13,7 +13,8 @@ from api.store.blobs import Blobs
 from api.store.errors import BlobDamaged, BlobMissing
 from api.store.records import ArtifactKind
 from api.store.session import Database
-from core.errors import CheckpointError, LeaseLost, LetheError, Stopped
+from api.store.tables import Job
+from core.errors import CheckpointError, LeaseLost, LetheError, SpecError, Stopped
 from core.report.schema import Report
 from core.report.sign import sign
 from worker.checkpoints import CheckpointStore
@@ -67,21 +68,28 @@ def _attempt(bench: Bench, claim: Claim, folder: Path) -> None:
     engine = bench.spare.take()
     with Relay(bench.database, claim, engine, checkpoints, lease, bench.settings.grace_seconds, bench.leaving) as relay:
         try:
-            command = relay.meanwhile(lambda: fill(folder, claim, bench.blobs, lease * ENGINE_SHARE))
-        except (BlobMissing, BlobDamaged) as error:
-            with bench.database.transaction() as session:
-                attempts.fail(session, claim, error.as_dict())
-            return
-        try:
-            resume = relay.meanwhile(lambda: restore_checkpoint(folder, claim, bench.blobs))
-        except (BlobMissing, BlobDamaged) as error:
-            _without_checkpoint(bench, claim, error)
-            return
-        code = relay.run(command | {"resume": str(resume) if resume else None})
-        if code == 0 and "done" in relay.said:
-            _succeed(bench, claim, relay)
-        else:
-            _end(bench, claim, relay, code)
+            _carry_out(bench, claim, folder, relay, lease)
+        except Stopped:
+            _give_back(bench, claim, relay, Stopped.exit_code)
+
+
+def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, lease: float) -> None:
+    try:
+        command = relay.meanwhile(lambda: fill(folder, claim, bench.blobs, lease * ENGINE_SHARE))
+    except (BlobMissing, BlobDamaged, SpecError) as error:
+        with bench.database.transaction() as session:
+            attempts.fail(session, claim, error.as_dict())
+        return
+    try:
+        resume = relay.meanwhile(lambda: restore_checkpoint(folder, claim, bench.blobs))
+    except (BlobMissing, BlobDamaged) as error:
+        _without_checkpoint(bench, claim, error)
+        return
+    code = relay.run(command | {"resume": str(resume) if resume else None})
+    if code == 0 and "done" in relay.said:
+        _succeed(bench, claim, relay)
+    else:
+        _end(bench, claim, relay, code)
 
 
 def _succeed(bench: Bench, claim: Claim, relay: Relay) -> None:
@@ -94,18 +102,16 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay) -> None:
         files = [_put(bench.blobs, model / name, f"model/{name}") for name in report.output_files]
         return {"report": [_put(bench.blobs, Path(done["report"]), "report.json")], "model": files}
 
+    def signed(_: Job) -> StoredFile:
+        # In the finishing transaction, behind its fence: an attempt that lost its lease signs nothing.
+        envelope = model.with_name("report.dsse.json")
+        envelope.write_bytes(sign(report, bench.signing_key))
+        return _put(bench.blobs, envelope, envelope.name)
+
     stored = relay.meanwhile(store)
-    envelope = sign(report, bench.signing_key)
-    envelope_file = Path(done["report"]).with_name("report.dsse.json")
-    envelope_file.write_bytes(envelope)
     with bench.database.transaction() as session:
-        attempts.finish(
-            session,
-            claim,
-            verdict=report.verdict.verdict,
-            files=stored,
-            sign=lambda _: _put(bench.blobs, envelope_file, "report.dsse.json"),
-        )
+        unused = attempts.finish(session, claim, verdict=report.verdict.verdict, files=stored, sign=signed)
+    bench.blobs.delete(unused)
 
 
 def _put(blobs: Blobs, path: Path, name: str) -> StoredFile:
@@ -152,5 +158,6 @@ def _without_checkpoint(bench: Bench, claim: Claim, error: LetheError) -> None:
     log.error("checkpoint discarded", job=claim.job_id, step=claim.checkpoint.step, reason=error.message)
     with bench.database.transaction() as session:
         unused = attempts.discard_checkpoint(session, claim, claim.checkpoint.step)
-    _release(bench, claim, error.message)
+    # Not the job's fault, and there are only so many checkpoints to discard.
+    _release(bench, claim, error.message, counts=False)
     bench.blobs.delete(unused)

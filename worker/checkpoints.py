@@ -28,11 +28,16 @@ class CheckpointStore:
         Raises LeaseLost.
         """
         names = [MANIFEST, *json.loads((folder / MANIFEST).read_text())["files"]]
-        files = []
-        for name in names:
-            blob = self.blobs.put(folder / name, self.claim.key)
-            files.append(StoredFile(name, blob.digest, blob.size, sealed=True))
-        with self.database.transaction() as session:
-            unused = attempts.save_checkpoint(session, self.claim, step, files)
+        files: list[StoredFile] = []
+        try:
+            for name in names:
+                blob = self.blobs.put(folder / name, self.claim.key)
+                files.append(StoredFile(name, blob.digest, blob.size, sealed=True))
+            with self.database.transaction() as session:
+                unused = attempts.save_checkpoint(session, self.claim, step, files)
+        except BaseException:
+            # No row refers to them, and a sealed file's address is no other file's: nobody else would ever find them.
+            self.blobs.delete(file.digest for file in files)
+            raise
         self.blobs.delete(unused)
         shutil.rmtree(folder, ignore_errors=True)

@@ -31,7 +31,8 @@ Event = dict[str, Any]
 class Engine:
     """One child process. `events` gives what it says, in order, as they come; `None` is the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
+        """`device` is the one CUDA device that it may see; None leaves it those that the worker sees."""
         read, write = os.pipe()
         # Only what the spare says before it has seen a request is ever read back from here.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
@@ -39,7 +40,9 @@ class Engine:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "core.child", "--events-fd", str(write)],
                 cwd=_ROOT,
-                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _OFFLINE,
+                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+                | _OFFLINE
+                | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {}),
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,
@@ -116,9 +119,10 @@ class Engine:
 
 
 class Spare:
-    """Keeps one engine warm: `take` hands it out, `refill` starts the next. `close` ends it."""
+    """A slot's warm engine: `take` hands it out, `refill` starts the next. `close` ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
+        self._device = device
         self._lock = threading.Lock()
         self._engine: Engine | None = None
 
@@ -126,13 +130,13 @@ class Spare:
         """Start a spare unless a live one waits."""
         with self._lock:
             if self._engine is None or not self._engine.alive():
-                self._engine = Engine()
+                self._engine = Engine(self._device)
 
     def take(self) -> Engine:
         """The spare, or a new engine where there is none."""
         with self._lock:
             engine, self._engine = self._engine, None
-        return engine if engine is not None and engine.alive() else Engine()
+        return engine if engine is not None and engine.alive() else Engine(self._device)
 
     def close(self) -> None:
         """End the waiting spare."""

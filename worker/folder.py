@@ -8,12 +8,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
+from core.spec.job import parse
 
 _LOCK = ".in-use"
 
@@ -31,26 +32,39 @@ def attempt_folder(work_dir: Path, claim: Claim) -> Iterator[Path]:
             draft.replace(folder)
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(draft, ignore_errors=True)
+            _remove(folder)
+            _remove(draft)
 
 
 def remove_abandoned(work_dir: Path) -> list[str]:
     """Remove the folders of attempts whose worker is gone; returns their names."""
     removed = []
     for folder in work_dir.glob("job_*"):
-        with suppress(OSError), (folder / _LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder.name)
+        try:
+            with (folder / _LOCK).open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(folder)
+        except FileNotFoundError:
+            # It came into its place with its lock inside, so this is what a removal that was broken off has left.
+            _remove(folder)
+        except BlockingIOError:
+            continue
+        removed.append(folder.name)
     return removed
 
 
-def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, Any]:
-    """Write what the engine needs and return its command. Raises BlobMissing and BlobDamaged for the data sets.
+def _remove(folder: Path) -> None:
+    """Plaintext first, the lock with the rest: a removal that is broken off is seen as such, and done again."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
-    A checkpoint is put there by `restore_checkpoint`.
+
+def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, Any]:
+    """Write what the engine needs and return its command. A checkpoint is put there by `restore_checkpoint`.
+
+    Raises BlobMissing and BlobDamaged for the data sets, and SpecError for a spec that this version cannot read.
     """
+    spec = parse(claim.spec)
     data = folder / "data"
     data.mkdir()
     paths = {}
@@ -58,11 +72,11 @@ def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, An
         paths[dataset.id] = data / f"{dataset.id}.jsonl"
         blobs.get(dataset.blob, paths[dataset.id], dataset.key)
     models = {claim.model.id: claim.model.path} if claim.model else {}
-    (folder / "spec.json").write_text(claim.spec.model_dump_json())
+    (folder / "spec.json").write_text(spec.model_dump_json())
     inputs = {"models": models, "datasets": {name: str(path) for name, path in paths.items()}}
     (folder / "inputs.json").write_text(json.dumps(inputs))
     (folder / "out").mkdir()
-    sources = {"forget": claim.spec.data.forget, "retain": claim.spec.data.retain}
+    sources = {"forget": spec.data.forget, "retain": spec.data.retain}
     commitments = {
         name: claim.datasets[source.dataset].commitment
         for name, source in sources.items()

@@ -4,6 +4,7 @@ The engine's own lease is shorter than the row's: it has stopped by the time ano
 """
 
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from api.store import attempts
 from api.store.attempts import Claim, Note
 from api.store.metrics import Measurement
 from api.store.session import Database
+from core.errors import Stopped
 from worker.checkpoints import CheckpointStore
 from worker.engine import Engine, Event
 
@@ -56,7 +58,7 @@ class Relay:
         self._stop_by = 0.0
         self._urgent = True
         self._background = ThreadPoolExecutor(1, thread_name_prefix="files")
-        self._saving: list[Future[None]] = []
+        self._saving: list[tuple[Future[None], Path, int]] = []
 
     def __enter__(self) -> "Relay":
         return self
@@ -74,20 +76,23 @@ class Relay:
             ended = self._take()
             self._look()
         code = self.engine.wait()
-        for saving in self._saving:
-            self._keep_until(saving)
-        self._flush(force=True)
+        while self._saving:
+            time.sleep(0.02)
+            self._collect()
+            self._flush()
+        self._flush_at_last()
         return code
 
     def meanwhile(self, work: Callable[[], Result]) -> Result:
-        """Do this work and keep the lease until it is done. Raises what it raises, and LeaseLost."""
-        return self._keep_until(self._background.submit(work))
-
-    def _keep_until(self, work: Future[Result]) -> Result:
-        while not work.done():
+        """Do this work and keep the lease until it is done. Raises what it raises, LeaseLost, and Stopped where the
+        job is to be cancelled or the worker leaves."""
+        doing = self._background.submit(work)
+        while not doing.done():
             time.sleep(0.02)
-            self._flush()
-        return work.result()
+            if self.stopped_for is None and (self._flush() or self.leaving.is_set()):
+                self.stopped_for = "leaving" if self.leaving.is_set() else "cancel"
+                raise Stopped(f"stopped for {self.stopped_for}")
+        return doing.result()
 
     def _take(self) -> bool:
         """Take what the engine said since the last look; True at its end."""
@@ -106,8 +111,7 @@ class Relay:
 
     def _look(self) -> None:
         """Write what is due, and stop the engine where that was asked for."""
-        while self._saving and self._saving[0].done():
-            self._saving.pop(0).result()
+        self._collect()
         cancel = self._flush()
         if self.stopped_for is None and (cancel or self.leaving.is_set()):
             self.stopped_for = "cancel" if cancel else "leaving"
@@ -115,6 +119,34 @@ class Relay:
             self.engine.stop()
         if self.stopped_for and time.monotonic() > self._stop_by:
             self.engine.kill()
+
+    def _collect(self) -> None:
+        """Take what storing checkpoints has come to. Where the database was away it is done again: the folder is
+        still there. Raises whatever else went wrong."""
+        while self._saving and self._saving[0][0].done():
+            future, folder, step = self._saving.pop(0)
+            try:
+                if not future.cancelled():
+                    future.result()
+            except DBAPIError as error:
+                log.warning("database unreachable", job=self.claim.job_id, error=type(error.orig).__name__)
+                time.sleep(_FLUSH_SECONDS)
+                self._save(folder, step)
+
+    def _save(self, folder: Path, step: int) -> None:
+        """Store a checkpoint; those that still wait are overtaken by it, and need not be stored at all."""
+        for waiting, old, _ in self._saving:
+            if waiting.cancel():
+                shutil.rmtree(old, ignore_errors=True)
+        self._saving.append((self._background.submit(self.store.keep, folder, step), folder, step))
+
+    def _flush_at_last(self) -> None:
+        """Write what is left to say, for as long as the lease can hold."""
+        until = time.monotonic() + self.lease
+        self._flush(force=True)
+        while (self._notes or self._measurements) and time.monotonic() < until:
+            time.sleep(_FLUSH_SECONDS)
+            self._flush(force=True)
 
     def _flush(self, force: bool = False) -> bool:
         waited = time.monotonic() - self._flushed
@@ -158,8 +190,7 @@ class Relay:
             self._progress = {"phase": event["phase"]}
             self._note(kind, event)
         elif kind == "checkpoint":
-            future = self._background.submit(self.store.keep, Path(event["folder"]), event["step"])
-            self._saving.append(future)
+            self._save(Path(event["folder"]), event["step"])
         elif kind == "scores":
             self._measurements.append(Measurement(event["when"], 0, event["metrics"]))
             self._note(kind, {"when": event["when"]})

@@ -13,6 +13,10 @@ class WorkerSettings(StoreSettings):
     work_dir: Path = Field(description="folder for the running attempts; plaintext lies here only while one runs")
     signing_key_file: Path = Field(description="PEM private key (ECDSA P-256) that signs reports; made if absent")
     lease_seconds: float = Field(30.0, ge=1, description="how long a job stays this worker's without a renewal")
+    devices: list[str] = Field(
+        default_factory=list,
+        description="CUDA devices, one for each job at once, as a JSON list; empty: every job sees all there are",
+    )
     poll_seconds: float = Field(30.0, gt=0, description="how often SQL is looked at for lost leases and lost messages")
     attempts_cap: int = Field(3, ge=1, description="attempts that may die before a job fails")
     grace_seconds: float = Field(6.0, gt=0, description="how long a stopped engine may take to leave a checkpoint")

@@ -4,6 +4,7 @@ A consumer can stop consuming after its broker was reset, and messages get lost;
 """
 
 import os
+import queue
 import socket
 import threading
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import structlog
 
 from api.store import sweep
 from api.store.blobs import Blobs
+from api.store.errors import InvalidSetting
 from api.store.session import open_database
-from core.report.sign import load_or_create_key
+from core.report.keys import load_or_create_key
 from worker.attempt import Bench, run_job
 from worker.engine import Spare
 from worker.folder import remove_abandoned
@@ -33,14 +35,24 @@ class Shift:
         self._blobs = Blobs(settings.artifacts_url)
         self._key = load_or_create_key(settings.signing_key_file)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._slots = threading.BoundedSemaphore(slots)
-        self._spare = Spare()
+        if settings.devices and len(settings.devices) < slots:
+            raise InvalidSetting(
+                f"devices names {len(settings.devices)} devices for {slots} jobs at once. "
+                "Allowed: as many as --concurrency, or none.",
+                param="devices",
+            )
+        self._slots = [Spare(device) for device in (settings.devices or [None] * slots)[:slots]]
+        # Free slots, the one that was freed last on top: it is the likeliest to be warm.
+        self._free: queue.LifoQueue[Spare] = queue.LifoQueue()
+        for spare in self._slots:
+            self._free.put(spare)
         self._looker = threading.Thread(target=self._look_after, name="look")
         self._runners: list[threading.Thread] = []
 
     def begin(self) -> None:
-        """Warm the spare and start looking."""
-        self._spare.refill()
+        """Warm the spares and start looking."""
+        for spare in self._slots:
+            spare.refill()
         self._looker.start()
 
     def end(self) -> None:
@@ -49,22 +61,25 @@ class Shift:
         self._looker.join()
         for runner in self._runners:
             runner.join()
-        self._spare.close()
+        for spare in self._slots:
+            spare.close()
         self._database.close()
 
     def job(self, job_id: str) -> None:
         """Carry out a job when a slot is free; a worker that leaves takes none."""
-        while not self._slots.acquire(timeout=0.2):
-            if self.leaving.is_set():
-                return
-        try:
-            if not self.leaving.is_set():
-                run_job(self._bench(), job_id)
-        finally:
-            self._slots.release()
+        while not self.leaving.is_set():
+            try:
+                spare = self._free.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            try:
+                run_job(self._bench(spare), job_id)
+            finally:
+                self._free.put(spare)
+            return
 
-    def _bench(self) -> Bench:
-        return Bench(self.settings, self._database, self._blobs, self._spare, self.leaving, self._key, self._name)
+    def _bench(self, spare: Spare) -> Bench:
+        return Bench(self.settings, self._database, self._blobs, spare, self.leaving, self._key, self._name)
 
     def _look_after(self) -> None:
         while not self.leaving.is_set():
@@ -94,18 +109,22 @@ class Shift:
     def _take_waiting(self) -> None:
         """Begin waiting jobs by ourselves, in threads of their own so that the sweep goes on meanwhile."""
         self._runners = [thread for thread in self._runners if thread.is_alive()]
-        while not self.leaving.is_set() and self._slots.acquire(blocking=False):
+        while not self.leaving.is_set():
+            try:
+                spare = self._free.get_nowait()
+            except queue.Empty:
+                return
             with self._database.reading() as session:
                 job = sweep.next_queued(session)
             if job is None:
-                self._slots.release()
+                self._free.put(spare)
                 return
-            self._runners.append(threading.Thread(target=self._run_and_release, args=(job,), name="runner"))
+            self._runners.append(threading.Thread(target=self._run_waiting, args=(spare, job), name="runner"))
             self._runners[-1].start()
 
-    def _run_and_release(self, job_id: str) -> None:
+    def _run_waiting(self, spare: Spare, job_id: str) -> None:
         try:
-            while run_job(self._bench(), job_id) and not self.leaving.is_set():
+            while run_job(self._bench(spare), job_id) and not self.leaving.is_set():
                 with self._database.reading() as session:
                     following = sweep.next_queued(session)
                 if following is None:
@@ -115,4 +134,4 @@ class Shift:
             # Whatever happened, the job's lease will run out and another attempt will follow.
             log.exception("attempt broke off", job=job_id)
         finally:
-            self._slots.release()
+            self._free.put(spare)

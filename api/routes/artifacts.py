@@ -1,7 +1,7 @@
 """The files of a job: checkpoints, everything it left, and its report, each with its digest."""
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from api import schemas
 from api.deps import Parts, Service
 from api.errors import ReportMissing, Sealed
-from api.negotiation import preferred
+from api.negotiation import VARY, preferred
 from api.store import artifacts, checkpoints, jobs
 from api.store.blobs import PIECE
 from api.store.records import Artifact, ArtifactKind
@@ -62,18 +62,18 @@ def download(service: Parts, job_id: str, name: str) -> StreamingResponse:
 @router.get("/report", response_class=StreamingResponse, responses=_REPORT)
 def report(service: Parts, request: Request, job_id: str) -> StreamingResponse:
     """The report, or by Accept the signed envelope that proves it. 404 until the job has succeeded."""
-    wanted = preferred(request.headers.get("accept"), [JSON, *ENVELOPES])
+    wanted = preferred(request.headers.getlist("accept"), [JSON, *ENVELOPES])
     kind: ArtifactKind = "report" if wanted == JSON else "envelope"
     with service.database.reading() as session:
         job = jobs.get(session, job_id)
         found = artifacts.of(session, job_id, kind)
     if not found:
         raise ReportMissing(f"Job {job_id} is {job.status}; a report comes only with success.")
-    return _sent(service, found[0], wanted, {"Vary": "Accept"})
+    return _sent(service, found[0], wanted, VARY)
 
 
 def _sent(
-    service: Service, file: Artifact, media_type: str, headers: dict[str, str] | None = None
+    service: Service, file: Artifact, media_type: str, headers: Mapping[str, str] | None = None
 ) -> StreamingResponse:
     digest = base64.b64encode(bytes.fromhex(file.digest)).decode()
     return StreamingResponse(

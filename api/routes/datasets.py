@@ -1,16 +1,19 @@
 """Data sets: upload records as JSON lines, and read what is known about them. The records never come back."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated
 
 import anyio
-from anyio import from_thread, to_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api import schemas
+from api.body import arriving
 from api.deps import Caller, PageQuery, Parts
-from api.errors import TooLarge, UnsupportedType, UploadStalled
+from api.errors import Busy, TooLarge, UnsupportedType
 from api.store import datasets
 from api.store.tables import Dataset
 from api.upload import receive
@@ -18,6 +21,7 @@ from api.upload import receive
 router = APIRouter(prefix="/datasets", tags=["data sets"])
 
 TYPES = ("application/jsonl", "application/x-ndjson", "application/octet-stream")
+SLOT_WITHIN = 1.0  # seconds
 _LINES = {
     "required": True,
     "description": 'A record a line: `{"question": ..., "answer": ...}`, `{"prompt": ..., "response": ...}` '
@@ -34,24 +38,19 @@ async def upload(
     caller: Caller,
     name: Annotated[str | None, Query(min_length=1, max_length=200, pattern=r"^[^\x00]+$")] = None,
 ) -> schemas.Dataset:
-    """Upload a set. It is encrypted while it comes in; a bad line refuses the whole, and names every bad line."""
+    """Upload a set. It is encrypted while it comes in. A bad line refuses the whole: the first 100 bad lines are named,
+    the rest counted. 503 while too many uploads are under way."""
     settings = service.settings
     _check(request, settings.upload_max_bytes)
-    chunks = aiter(request.stream())
+    chunks = arriving(request)
 
     async def next_chunk() -> bytes:
-        try:
-            with anyio.fail_after(settings.upload_idle):
-                # An empty chunk is no end yet.
-                while not (chunk := await anext(chunks, None)) and chunk is not None:
-                    continue
-                return chunk or b""
-        except TimeoutError:
-            raise UploadStalled(f"Nothing came for {settings.upload_idle:g} seconds; nothing was stored.") from None
+        return await anext(chunks, b"")
 
-    received = await to_thread.run_sync(
-        partial(receive, service.blobs, settings, partial(from_thread.run, next_chunk)), limiter=service.uploads
-    )
+    async with _slot(service.uploads):
+        received = await to_thread.run_sync(
+            partial(receive, service.blobs, settings, partial(from_thread.run, next_chunk)), limiter=CapacityLimiter(1)
+        )
 
     def register() -> Dataset:
         try:
@@ -80,6 +79,21 @@ def one(service: Parts, dataset_id: str) -> schemas.Dataset:
     """What is known about a data set."""
     with service.database.reading() as session:
         return schemas.Dataset.model_validate(datasets.get(session, dataset_id))
+
+
+@asynccontextmanager
+async def _slot(slots: CapacityLimiter) -> AsyncIterator[None]:
+    """Raises Busy where none gets free soon: whoever sends slowly must not keep all others waiting."""
+    holder = object()
+    try:
+        with anyio.fail_after(SLOT_WITHIN):
+            await slots.acquire_on_behalf_of(holder)
+    except TimeoutError:
+        raise Busy(f"{int(slots.total_tokens)} uploads are under way, and no more are taken. Try again.") from None
+    try:
+        yield
+    finally:
+        slots.release_on_behalf_of(holder)
 
 
 def _check(request: Request, limit: int) -> None:

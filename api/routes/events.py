@@ -12,7 +12,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from api import schemas
 from api.deps import MOST, Caller, Parts, Service
-from api.negotiation import preferred
+from api.negotiation import VARY, preferred
 from api.store import events, jobs, keys
 from api.store.life import TERMINAL
 
@@ -33,6 +33,7 @@ Position = Annotated[int, Query(ge=0, le=MOST, description="id of the last event
 )
 async def history(
     request: Request,
+    response: Response,
     service: Parts,
     caller: Caller,
     job_id: str,
@@ -42,14 +43,15 @@ async def history(
 ) -> Response | schemas.Events:
     """The history beyond an event. As `text/event-stream` it goes on until the job has ended."""
     after = after if last_event_id is None else last_event_id
-    if preferred(request.headers.get("accept"), ["application/json", STREAM]) == STREAM:
+    if preferred(request.headers.getlist("accept"), ["application/json", STREAM]) == STREAM:
         found, ended = await run_in_threadpool(_look, service, caller.id, job_id, after)
         if ended and not found:
-            return Response(status_code=204)
-        headers = {"X-Accel-Buffering": "no"}  # or nginx would keep events back
+            return Response(status_code=204, headers=VARY)
+        headers = {"X-Accel-Buffering": "no", **VARY}  # or nginx would keep events back
         return StreamingResponse(_stream(service, caller.id, job_id, after), media_type=STREAM, headers=headers)
     found, _ = await run_in_threadpool(_look, service, caller.id, job_id, after, limit + 1)
     data = list(found[:limit])
+    response.headers.update(VARY)
     return schemas.Events(data=data, has_more=len(found) > limit, after=data[-1].id if data else after)
 
 
@@ -78,6 +80,6 @@ def _look(
     """Events beyond `after`, and whether no more will follow: the job has ended, or the key opens nothing any more."""
     with service.database.reading() as session:
         # The status first: whatever ended the job has then already written its event.
-        ended = jobs.get(session, job_id).status in TERMINAL or not keys.usable(session, key_id)
+        ended = jobs.status_of(session, job_id) in TERMINAL or not keys.usable(session, key_id)
         rows = events.since(session, job_id, after, limit)
     return [schemas.Event.model_validate(row) for row in rows], ended

@@ -42,23 +42,28 @@ def submit(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> schemas.Job:
     """Ask for something to be forgotten. With the same Idempotency-Key and body it is done once, however often sent."""
-    spec = admit(parse(body), service.settings.data_roots)
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-    with service.database.transaction() as session:
-        job, created = jobs.create(
-            session,
-            spec,
-            key_id=caller.id,
-            idempotency_key=idempotency_key,
-            body_digest=hashlib.sha256(canonical).hexdigest(),
-        )
-        answer = _seen(session, job)
+    request = {
+        "key_id": caller.id,
+        "idempotency_key": idempotency_key,
+        "body_digest": hashlib.sha256(canonical).hexdigest(),
+    }
+    # Before anything is judged: what was taken once is answered the same, also where a file is gone since.
+    with service.database.reading() as session:
+        known = jobs.earlier(session, **request)
+        answer = _seen(session, known) if known else None
+    created = False
+    if answer is None:
+        spec = admit(parse(body), service.settings.data_roots)
+        with service.database.transaction() as session:
+            job, created = jobs.create(session, spec, **request)
+            answer = _seen(session, job)
     if created:
         # Only now: a worker must find the row. After the answer: a broker that is away must not delay it.
-        after.add_task(service.queue.ring, job.id)
+        after.add_task(service.queue.ring, answer.id)
     else:
         response.status_code = 200
-    response.headers["Location"] = f"/jobs/{job.id}"
+    response.headers["Location"] = f"/jobs/{answer.id}"
     return answer
 
 

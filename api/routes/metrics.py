@@ -25,7 +25,11 @@ def measured(
         jobs.get(session, job_id)
         scores = {row.kind: row.values for row in metrics.of(session, job_id, "before", "after")}
         curve = metrics.of(session, job_id, "step", after_step=after_step, limit=limit + 1)
-        watch = metrics.of(session, job_id, "watch", after_step=after_step, limit=limit)
+        watch = metrics.of(session, job_id, "watch", after_step=after_step, limit=limit + 1)
+    more = len(curve) > limit
+    if more:
+        # The rest comes with the steps it belongs to: pages must not overlap.
+        watch = [row for row in watch if row.step <= curve[limit - 1].step]
     before, after = scores.get("before", {}), scores.get("after", {})
     return schemas.Metrics(
         before=before,
@@ -33,7 +37,7 @@ def measured(
         deltas=_deltas(before, after),
         curve=_points(curve[:limit]),
         watch=_points(watch),
-        has_more=len(curve) > limit,
+        has_more=more,
     )
 
 

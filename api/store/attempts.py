@@ -23,7 +23,6 @@ from api.store.records import ArtifactKind, Attempt
 from api.store.session import now
 from api.store.tables import Dataset, Job, Model, Verdict
 from core.errors import LeaseLost
-from core.spec.job import JobSpec, parse
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Claim:
     job_id: str
     attempt: int
     worker: str
-    spec: JobSpec
+    spec: Mapping[str, Any]  # as it was resolved; another version of Lethe may have written it
     spec_digest: str
     model: Model | None  # absent where the spec names a path
     datasets: dict[str, Dataset] = field(repr=False)  # by id; each with the blob and the key that opens it
@@ -89,7 +88,7 @@ def claim(session: Session, job_id: str, *, worker: str, lease: float) -> Claim 
         job_id=job.id,
         attempt=job.attempt,
         worker=worker,
-        spec=parse(job.spec),
+        spec=job.spec,
         spec_digest=job.spec_digest,
         model=by_id(session, Model, job.model_id) if job.model_id else None,
         datasets=datasets,
@@ -176,18 +175,22 @@ def finish(
     verdict: Verdict,
     files: Mapping[ArtifactKind, Sequence[StoredFile]],
     sign: Callable[[Job], StoredFile],
-) -> Job:
+) -> list[str]:
     """The job has succeeded. `files` are already stored; `sign` makes and stores the signed envelope.
 
-    `sign` is called only once the fence has held, so an attempt that lost its lease never signs. Raises LeaseLost.
+    `sign` is called only once the fence has held, so an attempt that lost its lease never signs. The checkpoints go:
+    they know the forget set, and nothing resumes a job that has succeeded. Returns the digests of blobs that nothing
+    refers to any more: delete them after commit. Raises LeaseLost.
     """
     job = _held(session, claim)
+    removed = checkpoints.remove(session, job.id, {checkpoint.step for checkpoint in checkpoints.of(session, job.id)})
     for kind, stored in files.items():
         artifacts.add(session, job, kind, stored)
     envelope = sign(job)
     artifacts.add(session, job, "envelope", [envelope])
     facts = {"verdict": verdict, "envelope": envelope.digest}
-    return transition(session, job, "succeeded", actor=claim.actor, changes={"verdict": verdict}, facts=facts)
+    transition(session, job, "succeeded", actor=claim.actor, changes={"verdict": verdict}, facts=facts)
+    return artifacts.unreferenced(session, removed)
 
 
 def of(session: Session, job_id: str) -> Sequence[Attempt]:

@@ -3,6 +3,7 @@
 A file sealed under a key is addressed by its ciphertext, so nothing about the plaintext can be learnt from names.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -11,7 +12,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from api.store import sealed
 from api.store.errors import BlobDamaged, BlobMissing, InvalidSetting
 
 PIECE = 1 << 20
+# Object stores that every process of the service reaches; the driver of each is a package of its own.
+REMOTE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -38,16 +41,16 @@ class Blob:
 class Blobs:
     """Files at `aa/bb/<sha256>` below a URL. Each appears whole or not at all; storing one twice changes nothing."""
 
-    def __init__(self, url: str) -> None:
-        """Raises InvalidSetting if fsspec cannot open the URL."""
+    def __init__(self, url: str, remote: Collection[str] = REMOTE) -> None:
+        """`remote` are the schemes allowed beside `file`. Raises InvalidSetting for a URL that cannot be used."""
+        if fault := _fault(url, remote):
+            raise _unusable(fault, remote)
         try:
             self._fs, self._root = url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise InvalidSetting(
-                f"artifacts_url {url!r} cannot be used: {error}. Allowed: file:///path, s3://bucket/prefix, "
-                "or any other URL that an installed fsspec driver opens.",
-                param="artifacts_url",
-            ) from None
+        except ImportError as error:
+            raise _unusable(str(error), remote) from None
+        except ValueError:
+            raise _unusable("its driver does not understand it", remote) from None
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def put(self, source: Path | BinaryIO, key: bytes | None = None, *, move: bool = False) -> Blob:
@@ -146,9 +149,13 @@ class Blobs:
             return None
         folder = self._incoming()
         try:
-            if facts.st_dev != folder.stat().st_dev:
-                return None
-            taken = source.replace(folder / "blob")
+            try:
+                taken = source.replace(folder / "blob")
+            except OSError as error:
+                # Also between two mounts of one file system, whose devices are the same.
+                if error.errno == errno.EXDEV:
+                    return None
+                raise
             with taken.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 os.fsync(stream.fileno())
@@ -171,6 +178,24 @@ class Blobs:
             descriptor = os.open(folder, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
+
+
+def _fault(url: str, remote: Collection[str]) -> str | None:
+    scheme, _, rest = url.partition("://")
+    if scheme == "file":
+        return None if rest.startswith("/") and rest.strip("/") else "it names no absolute path"
+    if scheme not in remote or "::" in rest:
+        return "it does not begin with a scheme that is known here"
+    return None if rest.strip("/") else "it names no bucket"
+
+
+def _unusable(fault: str, remote: Collection[str]) -> InvalidSetting:
+    # The URL is not repeated: it may hold credentials.
+    return InvalidSetting(
+        f"artifacts_url cannot be used: {fault}. Allowed: file:///absolute/path, or <scheme>://bucket/prefix where "
+        f"fsspec's driver is installed: {', '.join(remote)}.",
+        param="artifacts_url",
+    )
 
 
 class _Hashed:

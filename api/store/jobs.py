@@ -4,13 +4,14 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from api.store import audit, events
 from api.store.errors import IdempotencyMismatch
-from api.store.lookup import by_id, newest, storable
+from api.store.ids import plausible
+from api.store.lookup import absent, by_id, newest, storable
 from api.store.session import now
 from api.store.tables import Dataset, Job, Model, Status
 from core.errors import Problem, SpecError
@@ -27,8 +28,8 @@ def create(
     and IdempotencyMismatch where the earlier body was another one.
     """
     storable(spec.reference, "reference")
-    storable(idempotency_key, "Idempotency-Key")
     digest = spec.digest()
+    body_digest = body_digest or digest
     moment = now(session)
     forget, retain = _upload(spec.data.forget), _upload(spec.data.retain)
     job = Job(
@@ -43,13 +44,13 @@ def create(
         reference=spec.reference,
         key_id=key_id,
         idempotency_key=idempotency_key,
-        body_digest=body_digest or digest,
+        body_digest=body_digest,
         created_at=moment,
         queued_at=moment,
         rung_at=moment,
     )
-    earlier = _earlier(session, job)
-    if earlier is None:
+    found = earlier(session, key_id=key_id, idempotency_key=idempotency_key, body_digest=body_digest)
+    if found is None:
         if problems := list(_unknown(session, spec)):
             raise SpecError(problems)
         try:
@@ -57,25 +58,42 @@ def create(
                 session.add(job)
         except IntegrityError:
             # Somebody with the same idempotency key was faster, and has committed by now.
-            earlier = _earlier(session, job)
-            if earlier is None:
+            found = earlier(session, key_id=key_id, idempotency_key=idempotency_key, body_digest=body_digest)
+            if found is None:
                 raise
-    if earlier is not None:
-        if earlier.body_digest != job.body_digest:
-            raise IdempotencyMismatch(
-                f"Idempotency-Key {idempotency_key!r} was used for job {earlier.id} with another body. "
-                "Use a new key for a new request.",
-                param="Idempotency-Key",
-            )
-        return earlier, False
+    if found is not None:
+        return found, False
     events.append(session, job, "status", {"from": None, "to": "queued"})
     audit.append(session, actor=key_id, action="job.created", subject=job.id, facts={"spec_digest": digest})
     return job, True
 
 
+def earlier(session: Session, *, key_id: str, idempotency_key: str | None, body_digest: str) -> Job | None:
+    """The job that this key already made with this `idempotency_key`. Raises IdempotencyMismatch for another body."""
+    if storable(idempotency_key, "Idempotency-Key") is None:
+        return None
+    query = select(Job).where(Job.key_id == key_id, Job.idempotency_key == idempotency_key)
+    found = session.scalars(query).one_or_none()
+    if found is not None and found.body_digest != body_digest:
+        raise IdempotencyMismatch(
+            f"Idempotency-Key {idempotency_key!r} was used for job {found.id} with another body. "
+            "Use a new key for a new request.",
+            param="Idempotency-Key",
+        )
+    return found
+
+
 def get(session: Session, job_id: str) -> Job:
     """Raises NotFound."""
     return by_id(session, Job, job_id)
+
+
+def status_of(session: Session, job_id: str) -> Status:
+    """The status alone, for whoever looks often. Raises NotFound."""
+    found = session.scalar(select(Job.status).where(Job.id == job_id)) if plausible(job_id) else None
+    if found is None:
+        raise absent(Job, job_id)
+    return found
 
 
 def page(
@@ -87,8 +105,11 @@ def page(
     after: str | None = None,
     limit: int = 50,
 ) -> tuple[Sequence[Job], bool]:
-    """Jobs, the newest first, and whether there are more behind the last. Raises SpecError for an unknown status."""
-    query = select(Job)
+    """Jobs without their specs, the newest first, and whether there are more behind the last.
+
+    Raises SpecError for an unknown status.
+    """
+    query = select(Job).options(defer(Job.spec), defer(Job.key))
     if status is not None:
         allowed = get_args(Status)
         if status not in allowed:
@@ -105,15 +126,9 @@ def queue_position(session: Session, job: Job) -> int | None:
     """1 for the job that is next; None unless it is queued."""
     if job.status != "queued":
         return None
-    ahead = select(func.count()).select_from(Job).where(Job.status == "queued", Job.id < job.id)
+    earlier = tuple_(Job.queued_at, Job.id) < tuple_(job.queued_at, job.id)
+    ahead = select(func.count()).select_from(Job).where(Job.status == "queued", earlier)
     return session.execute(ahead).scalar_one() + 1
-
-
-def _earlier(session: Session, job: Job) -> Job | None:
-    if job.idempotency_key is None:
-        return None
-    query = select(Job).where(Job.key_id == job.key_id, Job.idempotency_key == job.idempotency_key)
-    return session.scalars(query).one_or_none()
 
 
 def _upload(source: Source | None) -> str | None:

@@ -23,8 +23,13 @@ def by_id(session: Session, table: type[Row], row_id: str, *, lock: bool = False
     # Whatever a caller may send as an id, only what could be one reaches the database.
     row = session.scalars(query).one_or_none() if plausible(row_id) else None
     if row is None:
-        raise NotFound(f"There is no {_CALLED[table]} {row_id!r}.")
+        raise absent(table, row_id)
     return row
+
+
+def absent(table: type[Row], row_id: str) -> NotFound:
+    """The error that says so."""
+    return NotFound(f"There is no {_CALLED[table]} {row_id!r}.")
 
 
 def newest(

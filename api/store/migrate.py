@@ -1,5 +1,6 @@
 """Migrations from within the program: for the embedded mode, the tests, and the readiness check."""
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -25,13 +26,18 @@ def downgrade(url: str, revision: str) -> None:
 
 def at_head(database: Database) -> bool:
     """Whether the database can be reached and its tables are those this version of Lethe was written for."""
-    wanted = ScriptDirectory(str(FOLDER)).get_heads()
     try:
         with database.reading() as session:
             found = MigrationContext.configure(session.connection()).get_current_heads()
     except SQLAlchemyError:
         return False
-    return set(found) == set(wanted)
+    return set(found) == _heads()
+
+
+@cache
+def _heads() -> set[str]:
+    """Of this version. Alembic reads and runs every script to find them, and probes ask often."""
+    return set(ScriptDirectory(str(FOLDER)).get_heads())
 
 
 def config(url: str) -> Config:

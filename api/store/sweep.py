@@ -51,4 +51,5 @@ def waiting(session: Session, *, older_than: float, limit: int = 100) -> Sequenc
 
 def next_queued(session: Session) -> str | None:
     """The id of the job that has waited longest, for a worker that looks by itself."""
-    return session.scalars(select(Job.id).where(Job.status == "queued").order_by(Job.id).limit(1)).one_or_none()
+    first = select(Job.id).where(Job.status == "queued").order_by(Job.queued_at, Job.id).limit(1)
+    return session.scalars(first).one_or_none()

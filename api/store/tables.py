@@ -73,6 +73,7 @@ class Job(Base):
         Index(None, "status", "id"),
         Index(None, "status", "lease_until"),
         Index(None, "status", "rung_at"),
+        Index(None, "status", "queued_at", "id"),
         Index(None, "model_id", "id"),
         Index(None, "reference", "id"),
     )

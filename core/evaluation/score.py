@@ -62,7 +62,10 @@ def score(
 ) -> list[RowScore]:
     """Scores of the first `rows` records (all by default), in their order. Raises Stopped between batches."""
     count = len(data.records) if rows is None else min(rows, len(data.records))
-    tasks = [task for row in range(count) for task in _tasks(row, data, encoder)]
+    tasks: list[_Task] = []
+    for row in range(count):
+        stop.check()
+        tasks += _tasks(row, data, encoder)
     scores = [RowScore() for _ in range(count)]
     prompts = [row for row in range(count) if data.records[row].prompt] if generate else []
     total, done = len(tasks) + len(prompts), 0
@@ -75,12 +78,12 @@ def score(
             progress(done, total)
     # One limit for the whole set, so that no answer depends on what it is batched with.
     room = positions(model) - max((len(data.examples[row].prompt) for row in prompts), default=0)
+    limit = min(max_new_tokens, room)
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    for rows_ in by_length(prompts, lambda r: len(data.examples[r].prompt), batch_tokens // 2):
+    # What is generated takes room too: a row's keys and values grow with every token.
+    for rows_ in by_length(prompts, lambda r: len(data.examples[r].prompt) + limit, batch_tokens):
         stop.check()
-        texts = generate_answers(
-            model, encoder.tokenizer, [data.examples[r].prompt for r in rows_], min(max_new_tokens, room), stop
-        )
+        texts = generate_answers(model, encoder.tokenizer, [data.examples[r].prompt for r in rows_], limit, stop)
         for row, text in zip(rows_, texts, strict=True):
             scores[row].rouge_l = float(scorer.score(data.records[row].answer, text)["rougeL"].recall)
         done += len(rows_)
@@ -93,10 +96,10 @@ def _tasks(row: int, data: EncodedSet, encoder: Encoder) -> list[_Task]:
     record = data.records[row]
     tasks = [_Task(row, "answer", data.examples[row])]
     others = [("paraphrase", record.paraphrased_answer)] + [("perturbed", text) for text in record.perturbed_answers]
-    for slot, text in others:
-        example = encoder.example(record, answer=text) if text else None
-        if example is not None:
-            tasks.append(_Task(row, slot, example))
+    wanted = [(slot, encoder.example(record, answer=text)) for slot, text in others if text]
+    # A ratio over the few that fit would be another number: where one does not, the row has no truth ratio.
+    if all(example is not None for _, example in wanted):
+        tasks += [_Task(row, slot, example) for slot, example in wanted if example is not None]
     return tasks
 
 

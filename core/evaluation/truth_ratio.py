@@ -5,7 +5,7 @@ import math
 
 from core.evaluation.score import RowScore
 
-MISSING = "no row has both a paraphrased and a perturbed answer"
+MISSING = "no row has both a paraphrased and a perturbed answer that fit into data.max_length"
 # exp overflows beyond this; a ratio this far from 1 is 0 or infinite for either aggregate.
 _LIMIT = 700.0
 

@@ -43,6 +43,6 @@ def _clipped(optimizer: Sophia) -> float:
 
 OPTIMIZERS: dict[str, Row] = {
     "adamw": Row(_adamw),
-    "sophia_g": Row(_sophia_g, lambda s: Curvature(s.every, s.curvature_on), _clipped),
+    "sophia_g": Row(_sophia_g, lambda s: Curvature(s.every, s.curvature_on, Sophia.update_curvature), _clipped),
     "soul": Row(_soul, clip_fraction=_clipped),
 }

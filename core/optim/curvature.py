@@ -1,7 +1,8 @@
 """Estimates of the Hessian's diagonal. Gauss-Newton-Bartlett: the squared gradient against the model's own labels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,10 +11,12 @@ from torch.nn.functional import cross_entropy
 
 @dataclass(frozen=True)
 class Curvature:
-    """When the estimate is refreshed (every so many steps) and on whose answer positions."""
+    """When the estimate is refreshed (every so many steps), on whose answer positions, and how an optimizer takes in
+    the sampled-label gradients that lie in `.grad`, given the number of positions."""
 
     every: int
     on: Literal["retain", "forget", "both"]
+    update: Callable[[Any, int], None]
 
     def due(self, step: int) -> bool:
         """Whether the step (from 0) begins with a new estimate."""

@@ -62,7 +62,8 @@ class DataUsed(Part):
 
 
 class TrainingDone(Part):
-    """What training did. Times are wall-clock seconds of this process alone; a resumed run says from which step."""
+    """What training did. `seconds` adds up over all attempts that this one goes on from; a resumed run
+    says from which step."""
 
     steps: int
     resumed_from: int | Absent

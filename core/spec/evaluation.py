@@ -18,7 +18,9 @@ class Gate(Spec):
     metric: str = Field(json_schema_extra={"enum": list(METRICS)})
     at_most: float | None = None
     at_least: float | None = None
-    relative_to: Literal["before"] | None = Field(None, description="compare after / before instead of after")
+    relative_to: Literal["before"] | None = Field(
+        None, description="compare after / before; the value before counts as exact"
+    )
     interval: bool = False
 
     @field_validator("metric")

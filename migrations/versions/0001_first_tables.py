@@ -124,6 +124,7 @@ def upgrade() -> None:
     index("jobs", "status", "id")
     index("jobs", "status", "lease_until")
     index("jobs", "status", "rung_at")
+    index("jobs", "status", "queued_at", "id")
     index("jobs", "model_id", "id")
     index("jobs", "reference", "id")
     index("jobs", "forget_id")

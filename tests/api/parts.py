@@ -108,7 +108,11 @@ class ApiProcess:
         command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(self.port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--timeout-graceful-shutdown", "2"], cwd=ROOT, env=self._env, stdout=log, stderr=log
+                [*command, "--ws", "none", "--timeout-graceful-shutdown", "2"],
+                cwd=ROOT,
+                env=self._env,
+                stdout=log,
+                stderr=log,
             )
         while True:
             try:

@@ -16,12 +16,11 @@ import psutil
 import pytest
 
 from api.queue import Queue
-from api.store import artifacts, attempts, datasets, jobs, keys, life, models, sealed
+from api.store import artifacts, attempts, datasets, events, jobs, keys, life, models, sealed
 from api.store.blobs import Blobs
 from api.store.session import Database, open_database
 from api.store.tables import Job
 from core.report.digest import file_digests, model_digest
-from core.report.schema import Report
 from core.spec.job import parse
 from tests.servers import RedisServer
 
@@ -186,10 +185,17 @@ class Cluster:
         """SHA-256 of the final weights."""
         return self.files(job_id)["model/model.safetensors"]
 
-    def report(self, job_id: str) -> Report:
-        """The job's report."""
-        with self.blobs.open(self.files(job_id)["report.json"]) as stream:
-            return Report.model_validate_json(stream.read())
+    def reports(self, job_id: str) -> int:
+        """How many reports the job has; each was signed, and each ended the job."""
+        with self.database.reading() as session:
+            made = [len(artifacts.of(session, job_id, kind)) for kind in ("report", "envelope")]
+            ends = [e for e in events.since(session, job_id) if e.kind == "status" and e.data["to"] == "succeeded"]
+        assert made == [len(ends), len(ends)]
+        return len(ends)
+
+    def nothing_left_behind(self) -> None:
+        """No attempt's folder stays; the worker removes it just after the job has ended."""
+        until(lambda: not list(self.work_dir.glob("job_*")), 10)
 
     def fill(self, rows: list[dict[str, Any]]) -> None:
         """Register a key, the model, and the first eight rows as what to forget."""

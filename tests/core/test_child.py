@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,9 +65,9 @@ class Child:
 
     def start(self, spec: Event, *, lease: float = 60.0, resume: str | None = None) -> None:
         """Give it its command, as the worker would: data and model known by id."""
-        sets = {name: source["path"] for name, source in spec["data"].items()}
-        data = {name: {"source": "upload", "dataset": f"ds_{name}000"} for name in sets}
-        named = {**spec, "model": "mdl_00000000", "data": data}
+        sets = {name: spec["data"][name]["path"] for name in ("forget", "retain")}
+        uploads = {name: {"source": "upload", "dataset": f"ds_{name}000"} for name in sets}
+        named = {**spec, "model": "mdl_00000000", "data": {**spec["data"], **uploads}}
         (self.folder / "spec.json").write_text(json.dumps(named))
         inputs = {
             "models": {"mdl_00000000": spec["model"]},
@@ -142,7 +143,7 @@ def test_from_ready_to_done_in_an_interpreter_of_its_own(unlearnt: Reciter, tmp_
         asked = time.monotonic()
         child.start(request(unlearnt, steps=6, checkpoint_every=2))
         accepted = child.wait_for("accepted")
-        assert time.monotonic() - asked < 1.5
+        assert time.monotonic() - asked < 3
         assert accepted["resumed_from"] is None
         assert len(accepted["spec_digest"]) == 64
         events = child.rest()
@@ -250,13 +251,16 @@ def test_no_word_of_the_forget_set_is_said(child: Child, zygote: Zygote, unlearn
     bad_rows.write_text(json.dumps(row) + "\n" + json.dumps(row)[:-3])
     (tmp_path / "bad").mkdir()
     failing = Child(zygote, tmp_path / "bad")
-    # What nobody thought of: a folder where the results should go that cannot be written.
+    # What nobody thought of, in a library's own words: a template that complains of the question.
     (tmp_path / "internal").mkdir()
-    (tmp_path / "internal" / "out").write_text("in the way")
+    model = Path(shutil.copytree(unlearnt.model, tmp_path / "internal" / "model"))
+    (model / "chat_template.jinja").write_text("{{ raise_exception(messages[0]['content']) }}")
+    complaining = request(Reciter(model, forget, unlearnt.retain), steps=3)
+    complaining["data"]["prompt"] = "chat"
     broken = Child(zygote, tmp_path / "internal")
     try:
         failing.start(request(Reciter(unlearnt.model, bad_rows, unlearnt.retain), steps=3))
-        broken.start(spec)
+        broken.start(complaining)
         (error,) = [event for event in failing.rest() if event["event"] == "error"]
         assert (failing.wait(10), error["code"], error["retryable"]) == (2, "invalid_data", False)
         assert "line 2: not JSON" in error["message"]

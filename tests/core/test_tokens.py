@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from core.data.encode import encode
@@ -35,8 +35,9 @@ def without_bos() -> PreTrainedTokenizerFast:
 def sentencepiece() -> PreTrainedTokenizerFast:
     """As LLaMA-2's: a space is put before any text, and `<s>` before that."""
     made = Tokenizer(models.BPE(unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    made.decoder = decoders.Metaspace(prepend_scheme="always")
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     made.train_from_iterator(
         WORDS, trainers.BpeTrainer(special_tokens=["<unk>", "<s>", "</s>"], show_progress=False, vocab_size=400)
     )
@@ -148,6 +149,8 @@ def test_sentencepiece_puts_no_second_space_before_the_answer() -> None:
     written = "[INST] Where was she born? [/INST] She was born in Harrowmere."
     assert list(example.ids) == [*tokenizer(written)["input_ids"], tokenizer.eos_token_id]
     assert tokenizer.decode(example.ids[example.start : -1]) == "She was born in Harrowmere."
+    # Or this tokenizer would show nothing.
+    assert tokenizer(" She")["input_ids"] != tokenizer("She")["input_ids"]
 
 
 def test_a_word_cut_in_two_is_not_joined_again(tokenizer: Any) -> None:

@@ -10,7 +10,8 @@ import torch
 from core.data.batches import rows_of_step
 from core.errors import Diverged, Stopped
 from core.events import StopFlag
-from core.reference import Reference
+from core.model import head, hidden_states
+from core.reference import Reference, add_sums
 from core.tokens import Example
 from core.train import Trainer, steps_of
 from tests import tiny
@@ -99,6 +100,26 @@ def test_one_step_says_what_it_did() -> None:
     assert heard[-1]["clip_fraction"] is None
 
 
+def test_a_view_shows_each_set_its_own_rows() -> None:
+    model = tiny.llama()
+    wanted = tiny.spec({"name": "npo", "retain": "kl"}, batch_size=3, micro_batch_tokens=40)
+    trainer = tiny.trainer(wanted, model, SETS)
+    alone = {name: Reference() for name in SETS}
+    for name, rows in SETS.items():
+        add_sums(alone[name], name, model, rows, 1, StopFlag())
+    seen: dict[str, list[int]] = {"forget": [], "retain": []}
+    for one in trainer.passes(["forget", "retain"]):
+        logits = head(model, hidden_states(model, one.batch))
+        for name, view in trainer._views(one, logits, {"forget": 1, "retain": 1}, 3):
+            seen[name] += one.rows[name]
+            torch.testing.assert_close(view.sums, alone[name].sums[name][list(one.rows[name])])
+            if view.reference_logits is not None:
+                torch.testing.assert_close(view.reference_logits, view.logits, rtol=1e-4, atol=1e-4)
+            if view.reference_sums is not None:
+                torch.testing.assert_close(view.reference_sums, view.sums)
+    assert {name: sorted(rows) for name, rows in seen.items()} == {name: sorted(trainer.rows(name)) for name in SETS}
+
+
 @pytest.mark.parametrize(("given", "steps"), [({}, 13), ({"epochs": 0.1}, 1), ({"epochs": 2}, 5), ({"steps": 7}, 7)])
 def test_length_of_a_run(given: dict[str, Any], steps: int) -> None:
     assert steps_of(tiny.spec("ascent", **given), forget_rows=10) == steps
@@ -143,3 +164,14 @@ def test_a_loss_that_is_no_number_names_the_step_and_takes_none(poisoned: str) -
     assert drawn.index(drawn[3]) == 3
     assert caught.value.step == 4
     assert trainer.step == 3
+
+
+def test_a_gradient_that_is_no_number_takes_no_step_either() -> None:
+    model = tiny.llama()
+    before = copy.deepcopy(model.state_dict())
+    hook = model.get_output_embeddings().weight.register_hook(lambda gradient: gradient * torch.inf)
+    trainer = tiny.trainer(tiny.spec("ascent", batch_size=2), model, {"forget": SETS["forget"]}, steps=2)
+    with pytest.raises(Diverged, match="at optimizer step 1"):
+        trainer.run(tiny.silent, StopFlag(), lambda: None, lambda: None)
+    hook.remove()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

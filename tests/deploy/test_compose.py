@@ -10,8 +10,8 @@ import pytest
 import yaml
 from sqlalchemy import make_url
 
-from api.settings import Settings, load
-from api.store.settings import DatabaseSettings
+from api.settings import Settings
+from api.store.settings import DatabaseSettings, load
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]

@@ -89,6 +89,8 @@ def test_nothing_of_the_forget_set_stays_in_the_open(home: Path) -> None:
         for sentence in sentences:
             assert sentence not in content, file
     assert not list((home / "work").iterdir())
+    # The database holds the key of every set.
+    assert home.stat().st_mode & 0o077 == 0
 
 
 def test_ctrl_c_stops_everything(home: Path, demonstrated: dict[str, object]) -> None:

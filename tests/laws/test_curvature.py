@@ -60,6 +60,15 @@ def test_the_trainers_estimate_is_of_the_sets_asked_for(on: str, sets: dict[str,
     assert np.median(errors[seen] / exact[seen]) < 0.15, "too few draws to tell a wrong factor"
 
 
+@pytest.mark.parametrize(("draw", "label"), [(0.0, 1), (0.4999, 1), (0.5001, 2), (1 - 2**-24, 2)])
+def test_no_draw_gives_a_label_that_cannot_be(draw: float, label: int) -> None:
+    logits = torch.tensor([[-1e4, 1.0, 1.0, -1e4]])
+    logits.requires_grad_()
+    sampled_label_loss(logits, 1, torch.tensor([draw])).backward()
+    assert logits.grad is not None
+    assert int(logits.grad.argmin()) == label
+
+
 def test_labels_do_not_depend_on_how_the_step_is_cut() -> None:
     sets = {"forget": tiny.rows(1, [(3, 9), (6, 12), (4, 10)]), "retain": tiny.rows(2, [(5, 8), (2, 20), (9, 11)])}
     optimizer = {"name": "sophia_g", "lr": 1e-30, "weight_decay": 0, "curvature_on": "both"}
