@@ -32,17 +32,25 @@ def _resolved(source: Source, param: str, roots: Sequence[Path], problems: list[
     if path is None:
         problems.append(Problem(param, source.path, f"This path is not open to requests. {listed(roots, _SETTING)}"))
         return source
-    if isinstance(source, JsonLines):
-        if not path.is_file():
-            problems.append(Problem(param, source.path, f"There is no file {path}."))
-    else:
-        files = [path / f"{source.split}{ending}" for ending in (".json", ".jsonl")]
-        found = [file for file in files if file.is_file()]
-        if not found:
-            problems.append(Problem(param, source.path, f"There is no split '{source.split}' in the folder {path}."))
-        elif any(confined(str(file), roots) is None for file in found):
-            problems.append(Problem(param, source.path, f"The split '{source.split}' is a link that leads elsewhere."))
+    try:
+        reason = _fault(source, path, roots)
+    except OSError as error:
+        reason = f"This path cannot be read: {error.strerror}."
+    if reason:
+        problems.append(Problem(param, source.path, reason))
     return source.model_copy(update={"path": str(path)})
+
+
+def _fault(source: JsonLines | Tofu, path: Path, roots: Sequence[Path]) -> str | None:
+    if isinstance(source, JsonLines):
+        return None if path.is_file() else f"There is no file {path}."
+    files = [path / f"{source.split}{ending}" for ending in (".json", ".jsonl")]
+    found = [file for file in files if file.is_file()]
+    if not found:
+        return f"There is no split '{source.split}' in the folder {path}."
+    if any(confined(str(file), roots) is None for file in found):
+        return f"The split '{source.split}' is a link that leads elsewhere."
+    return None
 
 
 _SETTING = "LETHE_DATA_ROOTS"

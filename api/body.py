@@ -21,19 +21,14 @@ async def arriving(request: Request) -> AsyncIterator[bytes]:
     settings = service_of(request).settings
     pieces = aiter(request.stream())
     deadline = anyio.current_time() + settings.upload_seconds
-    while True:
-        left = deadline - anyio.current_time()
-        try:
-            with anyio.fail_after(min(left, settings.upload_idle)):
-                piece = await anext(pieces, None) if left > 0 else b""
-        except TimeoutError:
-            left = deadline - anyio.current_time()
-            if left > 0:
-                raise UploadStalled(f"Nothing came for {settings.upload_idle:g} seconds; nothing was stored.") from None
-        if left <= 0:
-            raise UploadStalled(f"It took longer than {settings.upload_seconds:g} seconds; nothing was stored.")
-        if piece is None:
-            return
+    piece: bytes | None = b""
+    while piece is not None:
+        with anyio.move_on_after(min(settings.upload_idle, deadline - anyio.current_time())) as wait:
+            piece = await anext(pieces, None)
+        if anyio.current_time() >= deadline:
+            raise UploadStalled(f"The body took more than {settings.upload_seconds:g} seconds; nothing was stored.")
+        if wait.cancelled_caught:
+            raise UploadStalled(f"Nothing came for {settings.upload_idle:g} seconds; nothing was stored.")
         if piece:
             yield piece
 

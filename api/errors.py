@@ -6,33 +6,40 @@ LetheError
     ├── BadJson            400  the body is not JSON, or is nested too deeply
     ├── ReportMissing      404  the job has left no report (yet)
     ├── NotAcceptable      406  nothing that Accept names is offered here
-    ├── UploadStalled      408  an upload sent nothing for too long
+    ├── UploadStalled      408  a body sent nothing for too long, or took too long in all
     ├── Sealed             409  the file is kept encrypted and is not given out
     ├── TooLarge           413  the body, or the number of its records, is over the limit
     ├── UnsupportedType    415  the body is of another type than this call reads
-    └── BadLines           422  an upload holds lines that are no records
+    ├── BadLines           422  an upload holds lines that are no records
+    └── Busy               503  as many uploads as are allowed at once are under way
 """
 
 import json
 import re
+import sqlite3
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from api.store import errors as store
 from core.errors import DataError, LetheError, ModelError, Problem, SpecError
 from core.spec.base import quotable
 
+log = structlog.get_logger()
+
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "lethe.request_id"  # where the middleware notes it in the scope
 INTERNAL = "Something went wrong inside Lethe. The request id finds the reason in the log."
+NOT_MIGRATED = "The database's tables are not those of this version: alembic -c migrations/alembic.ini upgrade head."
 
 
 class Refused(LetheError):
@@ -40,6 +47,14 @@ class Refused(LetheError):
 
     status: ClassVar[int] = 400
     headers: ClassVar[Mapping[str, str]] = {}
+
+
+class Busy(Refused):
+    """Too much of this is going on at once."""
+
+    code, status = "busy", 503
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
+    retryable = True
 
 
 class Unauthorized(Refused):
@@ -65,10 +80,11 @@ class NotAcceptable(Refused):
     """Content negotiation failed."""
 
     code, status = "not_acceptable", 406
+    headers: ClassVar[Mapping[str, str]] = {"Vary": "Accept"}
 
 
 class UploadStalled(Refused):
-    """Nothing came for too long."""
+    """The body does not come to an end."""
 
     code, status = "upload_stalled", 408
     retryable = True
@@ -146,7 +162,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(LetheError, _lethe)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
-    for kind in (OperationalError, InterfaceError, PoolTimeout):
+    for kind in (OperationalError, InterfaceError, ProgrammingError, PoolTimeout):
         app.add_exception_handler(kind, _database)
 
 
@@ -164,6 +180,8 @@ def _lethe(request: Request, error: Exception) -> JSONResponse:
     status = _STATUS.get(type(error))
     if status is None:
         raise error
+    if status >= 500:
+        log.error("the answer is an error of ours", error=type(error).__name__, code=error.code)
     return problem(request, status, error.code, detail, param=error.param, **more)
 
 
@@ -180,10 +198,46 @@ def _validation(request: Request, error: Exception) -> JSONResponse:
 def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "http_error")
-    return problem(request, error.status_code, code, f"{error.detail}.", headers=error.headers)
+    headers = error.headers
+    if error.status_code == 405 and not (headers and headers.get("Allow") == _STATIC):
+        headers = {"Allow": _allowed(request)}
+    return problem(request, error.status_code, code, f"{error.detail}.", headers=headers)
 
 
-def _database(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 -- its text may hold parameters
+_STATIC = "GET, HEAD"  # what Starlette's static files say of themselves
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the path: the router names only those of the first route that fits it."""
+    found = [
+        method
+        for method in _METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] == Match.FULL for route in request.app.router.routes
+        )
+    ]
+    return ", ".join(name for method in found for name in ((method, "HEAD") if method == "GET" else (method,)))
+
+
+def note_database(error: SQLAlchemyError) -> None:
+    """One line in the log: the kind of error and the database's own code for it; its text may hold anything."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    log.error(
+        "database error",
+        error=type(cause or error).__name__,
+        sqlstate=getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None),
+    )
+
+
+def _database(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SQLAlchemyError)
+    behind = isinstance(error, DBAPIError) and _is_behind(error.orig)
+    if isinstance(error, ProgrammingError) and not behind:
+        raise error
+    note_database(error)
+    if behind:
+        return problem(request, 503, "database_not_migrated", NOT_MIGRATED, headers={"Retry-After": "5"})
     return problem(
         request,
         503,
@@ -191,6 +245,13 @@ def _database(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG0
         "The database cannot be reached at the moment. Try again.",
         headers={"Retry-After": "5"},
     )
+
+
+def _is_behind(cause: BaseException | None) -> bool:
+    """Whether a table or a column is missing. SQLite has no code of its own for that."""
+    if isinstance(cause, sqlite3.OperationalError):
+        return str(cause).startswith("no such table") or "no such column" in str(cause) or "has no column" in str(cause)
+    return getattr(cause, "sqlstate", None) in ("42P01", "42703")  # undefined table, undefined column
 
 
 def _listed(faults: Sequence[Mapping[str, str]]) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ REFUSED = (
     ".bin", ".ckpt", ".dill", ".gguf", ".h5", ".joblib", ".msgpack", ".npy", ".npz", ".onnx", ".ot", ".pickle", ".pkl",
     ".pt", ".pth",
 )  # fmt: skip
+_CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _MOST_JSON = 64 << 20
 _MOST_HEADER = 100_000_000  # what safetensors itself allows
 
@@ -38,17 +41,16 @@ def inspect(path: str, roots: Sequence[Path]) -> ModelFolder:
     folder = confined(path, roots)
     if folder is None:
         raise _refusal(f"{path!r} is not open to requests. {listed(roots, 'LETHE_MODEL_ROOTS')}")
-    if not folder.is_dir():
-        raise _refusal(f"There is no folder {folder}.")
     try:
-        sizes = _files(folder)
-        architecture = _check(folder, sizes)
+        if not folder.is_dir():
+            raise ModelError(f"There is no folder {folder}.")
+        architecture = _check(folder, _files(folder))
         digests = file_digests(folder)
+        files = {name: {"sha256": digest, "size": (folder / name).stat().st_size} for name, digest in digests.items()}
     except OSError as error:
         raise _refusal(f"{folder} cannot be read: {error.strerror}.") from None
     except ModelError as error:
         raise _refusal(error.message) from None
-    files = {name: {"sha256": digest, "size": (folder / name).stat().st_size} for name, digest in digests.items()}
     return ModelFolder(folder, architecture, files, model_digest(digests))
 
 
@@ -57,20 +59,28 @@ def _refusal(message: str) -> ModelError:
 
 
 def _files(folder: Path) -> list[str]:
-    """Names of all files, before one of them is opened. Raises ModelError for links and refused formats."""
+    """Names of all files, before one of them is opened: opening a pipe waits for whoever writes into it.
+
+    Raises ModelError for what is no regular file, for names that are not UTF-8, and for refused formats.
+    """
     names = []
     for parent, folders, files in os.walk(folder):
         for entry in (*folders, *files):
             path = Path(parent, entry)
             name = path.relative_to(folder).as_posix()
+            if not _is_text(name):
+                raise ModelError(f"The file name {name!r} is not UTF-8.")
             if path.is_symlink():
                 inside = path.resolve().is_relative_to(folder)
                 where = "within the folder" if inside else "out of the folder"
                 raise ModelError(
                     f"{name} is a symbolic link that leads {where}. A model must hold the files themselves."
                 )
-            if entry in files:
+            kind = path.lstat().st_mode
+            if stat.S_ISREG(kind):
                 names.append(name)
+            elif not stat.S_ISDIR(kind):
+                raise ModelError(f"{name} is neither a file nor a folder.")
     for name in names:
         if name.lower().endswith(REFUSED):
             raise ModelError(
@@ -94,9 +104,20 @@ def _check(folder: Path, names: Sequence[str]) -> str:
         with (folder / name).open("rb") as file:
             _check_header(file, name)
     named = configs["config.json"].get("architectures")
-    if not isinstance(named, list) or not named or not isinstance(named[0], str):
-        raise ModelError("config.json names no architecture: 'architectures' must be a list of names.")
+    if not isinstance(named, list) or not named or not isinstance(named[0], str) or not _CLASS.fullmatch(named[0]):
+        raise ModelError(
+            "config.json names no architecture: 'architectures' must be a list of class names, "
+            "each of at most 200 letters, digits and underscores."
+        )
     return named[0]
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _object(folder: Path, name: str) -> dict[str, Any]:

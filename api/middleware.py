@@ -5,6 +5,7 @@ import secrets
 import time
 
 import structlog
+from anyio import CancelScope
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,6 +42,9 @@ class Surround:
         name = given if _GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         scope[REQUEST_ID] = name
         status: int | None = None
+        head = scope["method"] == "HEAD"
+        # HEAD is GET without the body, on every route; the server's own scope must go on saying HEAD.
+        inner = {**scope, "method": "GET"} if head else scope
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -49,30 +53,36 @@ class Surround:
                 headers = MutableHeaders(scope=message)
                 for header, value in {**_HEADERS, "X-Request-Id": name}.items():
                     headers.setdefault(header, value)
+            elif head:
+                await send({"type": "http.response.body"})
+                unread.cancel()  # A body may be long, or a stream without an end.
+                return
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=name):
             began = time.perf_counter()
+            unread = CancelScope()
             try:
-                await self.app(scope, receive, answer)
+                with unread:
+                    await self.app(inner, receive, answer)
             except ClientDisconnect:
                 pass  # Nobody is left to be answered.
             except Exception:
                 log.exception("unexpected error")
                 if status is None:
-                    await problem(Request(scope), 500, "internal", INTERNAL)(scope, receive, answer)
+                    await problem(Request(inner), 500, "internal", INTERNAL)(scope, receive, answer)
             finally:
-                _note(scope, status, time.perf_counter() - began)
+                _note(inner, scope["method"], status, time.perf_counter() - began)
 
 
-def _note(scope: Scope, status: int | None, seconds: float) -> None:
+def _note(scope: Scope, method: str, status: int | None, seconds: float) -> None:
     """One line a request: the route and the job, never the path or the query, which hold whatever a caller wrote."""
     if scope["path"] in _PROBES and status == 200:
         return
     job = scope.get("path_params", {}).get("job_id")
     log.info(
         "request",
-        method=scope["method"],
+        method=method,
         route=getattr(scope.get("route"), "path", None),
         status=status,  # null: the caller left before there was an answer
         milliseconds=round(seconds * 1000, 1),

@@ -13,7 +13,8 @@ def confined(path: str, roots: Sequence[Path]) -> Path | None:
         return None
     try:
         real = Path(path).resolve()
-    except (OSError, RuntimeError):  # A loop of links.
+        str(real).encode()
+    except (OSError, RuntimeError, UnicodeEncodeError):  # A loop of links, or a link to a name that is not UTF-8.
         return None
     return real if any(real.is_relative_to(root.resolve()) for root in roots) else None
 

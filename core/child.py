@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from core.command import read_spec
 from core.data import Inputs
-from core.errors import EXIT_INTERNAL, EXIT_OK, LeaseLost, LetheError, OutOfMemory
+from core.environment import memory_for
+from core.errors import EXIT_INTERNAL, EXIT_OK, LeaseLost, LetheError
 from core.events import Emit, StopFlag, json_lines
 from core.run import run
 
@@ -61,27 +60,24 @@ def _carry_out(command: dict[str, Any], emit: Emit, stop: StopFlag) -> int:
     try:
         inputs = json.loads(Path(command["inputs"]).read_text())
         spec = read_spec(Path(command["spec"]))
-        run(
-            spec,
-            Inputs(
-                {name: Path(path) for name, path in inputs["models"].items()},
-                {name: Path(path) for name, path in inputs["datasets"].items()},
-            ),
-            Path(command["out"]),
-            emit=emit,
-            stop=stop,
-            resume=Path(command["resume"]) if command["resume"] else None,
-            commitments={name: value for name, value in command["commitments"].items() if value},
-            model_digest=command.get("model_digest"),
-            keep_checkpoints=None,
-        )
+        with memory_for(spec):
+            run(
+                spec,
+                Inputs(
+                    {name: Path(path) for name, path in inputs["models"].items()},
+                    {name: Path(path) for name, path in inputs["datasets"].items()},
+                ),
+                Path(command["out"]),
+                emit=emit,
+                stop=stop,
+                resume=Path(command["resume"]) if command["resume"] else None,
+                commitments={name: value for name, value in command["commitments"].items() if value},
+                model_digest=command.get("model_digest"),
+                keep_checkpoints=None,
+            )
     except LetheError as error:
         emit("error", **error.as_dict())
         return error.exit_code
-    except (torch.OutOfMemoryError, MemoryError):
-        lack = OutOfMemory(spec.training.micro_batch_tokens, spec.evaluation.batch_tokens)
-        emit("error", **lack.as_dict())
-        return lack.exit_code
     except Exception as error:
         # The type alone: a message or traceback of a library may quote the forget set.
         where = error.__traceback__

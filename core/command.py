@@ -9,6 +9,7 @@ from pathlib import Path
 
 from core import checkpoint
 from core.data import Inputs
+from core.environment import memory_for
 from core.errors import EXIT_INTERNAL, EXIT_OK, CheckpointError, LetheError, Problem, SpecError, Stopped
 from core.events import StopFlag, json_lines, progress_bar
 from core.report.schema import Report
@@ -58,9 +59,9 @@ def _run(file: Path, out: Path) -> int:
                 seconds_to_first_step=None,
                 finished_before=True,
             )
-        report = (
-            done or run(spec, Inputs(), out, emit=emit, stop=stop, resume=checkpoint.latest(out / "checkpoints")).report
-        )
+        with memory_for(spec):
+            resume = checkpoint.latest(out / "checkpoints")
+            report = done or run(spec, Inputs(), out, emit=emit, stop=stop, resume=resume).report
     except LetheError as error:
         close()
         if terminal:

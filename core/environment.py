@@ -3,12 +3,15 @@
 import importlib.metadata
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from core.errors import OutOfMemory
 from core.report.schema import Environment
+from core.spec.job import JobSpec
 
 _PACKAGES = ("lethe", "torch", "transformers", "tokenizers", "safetensors", "numpy", "rouge-score")
 
@@ -27,6 +30,18 @@ def prepare(threads: int) -> torch.device:
     # CUDA has no deterministic form of some operations; there the promise is repeatable data and schedule, not bits.
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     return device
+
+
+@contextmanager
+def memory_for(spec: JobSpec) -> Iterator[None]:
+    """Raises OutOfMemory, naming what of the spec to lower, where the block runs out of memory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # On a CPU torch has no class of its own for this.
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            raise OutOfMemory(spec.training.micro_batch_tokens, spec.evaluation.batch_tokens) from None
+        raise
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from celery.signals import setup_logging, worker_init, worker_shutdown, worker_s
 from api.store import logs
 from api.store.errors import InvalidSetting
 from api.store.settings import end, load
+from core.errors import LetheError
 from worker.settings import WorkerSettings
 from worker.shift import Shift
 
@@ -48,7 +49,7 @@ def _log_as_json(**_: Any) -> None:
 def _begin(sender: Any = None, **_: Any) -> None:
     try:
         shift = Shift(settings, slots=sender.concurrency or 1, ring=lambda job: app.send_task(TASK, (job,)))
-    except InvalidSetting as error:
+    except LetheError as error:
         end(error)
     _shift.append(shift)
     shift.begin()

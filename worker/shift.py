@@ -41,7 +41,7 @@ class Shift:
                 "Allowed: as many as --concurrency, or none.",
                 param="devices",
             )
-        self._slots = [Spare(device) for device in (settings.devices or [None] * slots)[:slots]]
+        self._slots = [Spare(device) for device in settings.devices[:slots]] or [Spare() for _ in range(slots)]
         # Free slots, the one that was freed last on top: it is the likeliest to be warm.
         self._free: queue.LifoQueue[Spare] = queue.LifoQueue()
         for spare in self._slots:

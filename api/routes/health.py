@@ -8,7 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api import schemas
 from api.deps import Parts
-from api.errors import problem
+from api.errors import NOT_MIGRATED, note_database, problem
 from api.store import migrate
 from api.store.session import Database, now
 
@@ -27,7 +27,7 @@ def ready(request: Request, service: Parts) -> schemas.Ready | JSONResponse:
     reached = _reached(service.database)
     missing = {
         "database": None if reached else "The database cannot be reached.",
-        "migrations": None if reached and migrate.at_head(service.database) else _BEHIND,
+        "migrations": None if reached and migrate.at_head(service.database) else NOT_MIGRATED,
         "broker": None if service.queue.reachable() else "The broker cannot be reached.",
     }
     faults = [{"param": name, "message": message} for name, message in missing.items() if message]
@@ -38,13 +38,11 @@ def ready(request: Request, service: Parts) -> schemas.Ready | JSONResponse:
     return schemas.Ready(checks=dict.fromkeys(missing, ok))
 
 
-_BEHIND = "The database's tables are not those of this version: alembic -c migrations/alembic.ini upgrade head."
-
-
 def _reached(database: Database) -> bool:
     try:
         with database.reading() as session:
             now(session)
-    except SQLAlchemyError:
+    except SQLAlchemyError as error:
+        note_database(error)
         return False
     return True

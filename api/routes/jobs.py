@@ -43,20 +43,18 @@ def submit(
 ) -> schemas.Job:
     """Ask for something to be forgotten. With the same Idempotency-Key and body it is done once, however often sent."""
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-    request = {
-        "key_id": caller.id,
-        "idempotency_key": idempotency_key,
-        "body_digest": hashlib.sha256(canonical).hexdigest(),
-    }
+    digest = hashlib.sha256(canonical).hexdigest()
     # Before anything is judged: what was taken once is answered the same, also where a file is gone since.
     with service.database.reading() as session:
-        known = jobs.earlier(session, **request)
+        known = jobs.earlier(session, key_id=caller.id, idempotency_key=idempotency_key, body_digest=digest)
         answer = _seen(session, known) if known else None
     created = False
     if answer is None:
         spec = admit(parse(body), service.settings.data_roots)
         with service.database.transaction() as session:
-            job, created = jobs.create(session, spec, **request)
+            job, created = jobs.create(
+                session, spec, key_id=caller.id, idempotency_key=idempotency_key, body_digest=digest
+            )
             answer = _seen(session, job)
     if created:
         # Only now: a worker must find the row. After the answer: a broker that is away must not delay it.

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from api.store.errors import InvalidSetting
+from core.errors import LetheError
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -47,7 +48,7 @@ def load(kind: type[S]) -> S:
         raise InvalidSetting("; ".join(lines)) from None
 
 
-def end(error: InvalidSetting) -> NoReturn:
+def end(error: LetheError) -> NoReturn:
     """End the process with exit code 2 and one line: a traceback would hide what is to be mended."""
     print(f"lethe: {error.message}", file=sys.stderr)
     sys.exit(2)

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import resource
 import shutil
 import signal
 import subprocess
@@ -236,6 +237,22 @@ def test_a_worker_that_no_longer_reads_does_not_hang_it(unlearnt: Reciter, zygot
         assert "Fatal Python error" not in child.said()
     finally:
         child.close()
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process's memory, as Linux alone can")
+def test_a_run_that_does_not_fit_into_memory_names_what_to_lower(
+    child: Child, unlearnt: Reciter, tmp_path: Path
+) -> None:
+    many = models.write_lines(tmp_path / "many.jsonl", models.people(6) * 150)
+    spec = request(Reciter(unlearnt.model, unlearnt.forget, many), steps=3)
+    spec["evaluation"] = QUICK | {"batch_tokens": 10_000_000}
+    child.wait_for("ready")
+    taken = int(Path(f"/proc/{child.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(child.pid, resource.RLIMIT_AS, (taken + (200 << 20),) * 2)
+    child.start(spec)
+    error = child.wait_for("error")
+    assert (child.wait(10), error["code"], error["retryable"]) == (4, "out_of_memory", False)
+    assert "evaluation.batch_tokens (now 10000000)" in error["message"]
 
 
 def test_no_word_of_the_forget_set_is_said(child: Child, zygote: Zygote, unlearnt: Reciter, tmp_path: Path) -> None:

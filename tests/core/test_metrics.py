@@ -50,7 +50,9 @@ def test_values_by_hand() -> None:
 def test_what_cannot_be_measured_says_why() -> None:
     texts = [RowScore(1.0, 3, 1, 3)]
     found = metrics_of("forget", texts, 100)
-    assert found["forget.truth_ratio"] == Absent(absent="no row has both a paraphrased and a perturbed answer")
+    assert found["forget.truth_ratio"] == Absent(
+        absent="no row has both a paraphrased and a perturbed answer that fit into data.max_length"
+    )
     assert found["forget.rouge_l"] == Absent(absent="no row has a prompt to generate from")
     assert isinstance(found["forget.probability"], Measured)
     assert all(isinstance(m, Absent) for m in metrics_of("retain", [], 100).values())

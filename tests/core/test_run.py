@@ -90,6 +90,12 @@ def test_refusals_that_do_not_fit_are_said_not_dropped(unlearnt: Reciter, tmp_pa
         carry_out(unlearnt.spec(method=method, training=TRAINING) | {"data": data}, tmp_path)
 
 
+def test_a_text_cannot_be_refused(unlearnt: Reciter, tmp_path: Path) -> None:
+    forget = models.write_lines(tmp_path / "forget.jsonl", [{"text": "She casts church bells."}])
+    with pytest.raises(DataError, match=r"\{text\} records of the forget set have none"):
+        carry_out(Reciter(unlearnt.model, forget, unlearnt.retain).spec(method="PO", training=TRAINING), tmp_path)
+
+
 def test_records_that_do_not_fit_are_in_the_report(unlearnt: Reciter, tmp_path: Path) -> None:
     rows = models.people(2)[:3]
     rows[1]["answer"] = "and " * 200

@@ -1,5 +1,6 @@
 """Scoring a model that knows its answers: the same numbers and texts whatever the batch, and right by hand."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -107,6 +108,18 @@ def test_rouge_is_recall_against_the_answer(reciter: Reciter) -> None:
     (row,) = score(model, encoder, data, batch_tokens=4096, max_new_tokens=60, stop=tiny.STOP)
     wanted = RougeScorer(["rougeL"], use_stemmer=True).score(longer.answer, record.answer)["rougeL"]
     assert row.rouge_l == wanted.recall < wanted.fmeasure < 1
+
+
+def test_a_row_whose_perturbation_does_not_fit_has_no_truth_ratio(reciter: Reciter) -> None:
+    model, tokenizer = load(reciter.model, torch.device("cpu"))
+    encoder = Encoder(tokenizer, "plain", 40)
+    fits = Record("Who?", "She.", paraphrased_answer="It was she.", perturbed_answers=("He.", "They."))
+    too_long = dataclasses.replace(fits, perturbed_answers=("He.", "They were all of them there." * 10))
+    data = encode([fits, too_long], encoder, "both")
+    one, other = score(model, encoder, data, batch_tokens=4096, max_new_tokens=1, stop=tiny.STOP)
+    assert one.paraphrase_loss is not None
+    assert len(one.perturbed_losses) == 2
+    assert (other.paraphrase_loss, other.perturbed_losses) == (None, [])
 
 
 def test_a_stop_ends_scoring_between_batches(scored: tuple[Any, Encoder, EncodedSet]) -> None:

@@ -1,5 +1,6 @@
 """Claims are won by one, writes are fenced, and an attempt ends in exactly one way."""
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -34,7 +35,7 @@ def test_one_of_many_wins_the_claim(database: Database, job_id: str, model: Mode
         assert timedelta(seconds=20) < job.lease_until - now(session) <= timedelta(seconds=30)
         assert [(a.number, a.worker) for a in attempts.of(session, job_id)] == [(1, won.worker)]
         assert [e.data["to"] for e in events.since(session, job_id)] == ["queued", "running"]
-        assert (won.spec.digest(), won.spec_digest) == (job.spec_digest, job.spec_digest)
+        assert (parse(won.spec).digest(), won.spec_digest) == (job.spec_digest, job.spec_digest)
     assert won.model is not None
     assert won.model.path == model.path
     assert (won.datasets[dataset.id].blob, won.key, won.checkpoint) == (dataset.blob, dataset.key, None)
@@ -228,7 +229,9 @@ def test_events_are_read_forward_without_gaps_while_many_write(
     def act(number: int) -> None:
         if number == 0:
             last = 0
+            deadline = time.monotonic() + 60
             while len(seen) < 40:
+                assert time.monotonic() < deadline, f"{len(seen)} of 40 events were seen"
                 with database.reading() as session:
                     for event in events.since(session, made[0], last, limit=7):
                         last = event.id
