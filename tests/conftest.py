@@ -1,4 +1,5 @@
-"""Servers and databases for all tests. REDIS_URL and DATABASE_URL, where set, name running servers to use instead."""
+"""Servers and databases for all tests. Where set, DATABASE_URL names the PostgreSQL to use, and REDIS_URL the Redis of
+the fixture `broker_url`; tests that kill, freeze or look into a Redis start their own, whatever is set."""
 
 import os
 import secrets

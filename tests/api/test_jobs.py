@@ -53,6 +53,21 @@ def test_the_same_key_and_body_are_one_job(client: TestClient, database: Databas
     assert client.post("/jobs", json=body, headers={**other, "Idempotency-Key": "k-1"}).status_code == 201
 
 
+def test_the_same_key_and_body_are_one_job_also_when_a_file_is_gone(
+    client: TestClient, model: str, dataset: str, tmp_path: Path
+) -> None:
+    rows = tmp_path / "data" / "rows.jsonl"
+    rows.write_text('{"text": "t"}\n')
+    body = request_for(model, dataset)
+    body["data"]["forget"] = {"source": "jsonl", "path": str(rows)}
+    first = submit(client, body, "k-1")
+    rows.unlink()
+    again = submit(client, body, "k-1")
+    assert (first.status_code, again.status_code, again.json()) == (201, 200, first.json())
+    problem(submit(client, {**body, "seed": 1}, "k-1"), 422, "idempotency_mismatch")
+    assert "no file" in problem(submit(client, body, "k-2"), 422, "invalid_spec")["detail"]
+
+
 def test_requests_at_once_with_one_key_are_one_job(client: TestClient, model: str, dataset: str) -> None:
     body = request_for(model, dataset)
     answers: list[tuple[int, str]] = []
@@ -93,6 +108,11 @@ def test_the_service_takes_registered_models_and_open_paths_only(
     assert "link" in problem(submit(client, body), 422, "invalid_spec")["detail"]
     body["data"]["forget"] = {"source": "jsonl", "path": f"{data}/nothing.jsonl"}
     assert "no file" in problem(submit(client, body), 422, "invalid_spec")["detail"]
+    for source in ({"source": "jsonl"}, {"source": "tofu", "split": "forget01"}):
+        body["data"]["forget"] = {**source, "path": f"{data}/{'x' * 300}"}
+        refused = problem(submit(client, body), 422, "invalid_spec")
+        assert refused["errors"][0]["param"] == "data.forget.path"
+        assert "cannot be read" in refused["detail"]
 
 
 def test_a_path_within_the_data_roots_is_taken_without_its_links(

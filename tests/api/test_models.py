@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def test_a_link_below_the_roots_may_lead_below_the_roots_only(client: TestClient
         body = problem(client.post("/models", json={"path": path}), 422, "invalid_model")
         assert "not open to requests" in body["detail"]
         assert body["param"] == "path"
+    (tmp_path / "models" / "link").symlink_to(f"{tmp_path}/models/\udcff")
+    for path in (f"{tmp_path}/models/{'x' * 300}", f"{tmp_path}/models/link"):
+        assert problem(client.post("/models", json={"path": path}), 422, "invalid_model")["param"] == "path"
     for path in (f"{tmp_path}/models/nothing", f"{inside}/config.json", f"{tmp_path}/models/loop"):
         problem(client.post("/models", json={"path": path}), 422, "invalid_model")
 
@@ -69,6 +73,10 @@ def link(name: str, target: str) -> Callable[[Path], object]:
     return change
 
 
+def named(name: str) -> Callable[[Path], object]:
+    return write("config.json", json.dumps({"architectures": [name]}).encode())
+
+
 CONFIG = b'{"architectures": ["LlamaForCausalLM"]'
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link to a secret": (link("tokenizer.json", "/etc/passwd"), "symbolic link that leads out"),
@@ -85,6 +93,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "configuration is no object": (write("config.json", b"[]"), "config.json is not a JSON object"),
     "configuration is deep": (write("config.json", b"[" * 100_000), "config.json is not a JSON object"),
     "no architecture": (write("config.json", b"{}"), "architectures"),
+    "half a surrogate pair as architecture": (named("\ud800"), "class names"),
+    "NUL in the architecture": (named("Llama\0"), "class names"),
+    "a long architecture": (named("L" * 201), "class names"),
+    "a name that is not UTF-8": (lambda folder: Path(f"{folder}/\udcff.json").touch(), "is not UTF-8"),
+    "a folder's name that is not UTF-8": (lambda folder: Path(f"{folder}/\udcff").mkdir(), "is not UTF-8"),
+    "a pipe": (lambda folder: os.mkfifo(folder / "tokenizer.json"), "neither a file nor a folder"),
+    "a pipe for a configuration": (lambda folder: os.mkfifo(folder / "tokenizer_config.json"), "neither a file"),
     "code of its own": (write("config.json", CONFIG + b', "auto_map": {"AutoModel": "m.M"}}'), "auto_map"),
     "a tokenizer's own code": (
         write("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["t.T", null]}}'),

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from api.app import UPLOADS_AT_ONCE
 from api.settings import Settings
 from api.store import attempts, keys, life
 from api.store.attempts import Claim, Note
@@ -214,10 +215,17 @@ def test_a_stream_ends_when_its_key_is_revoked(
     assert client.get(f"/jobs/{job}").json()["status"] == "queued"
 
 
-def unfinished(api: ApiProcess, key: str, content: bytes, length: int) -> socket.socket:
+def unfinished(
+    api: ApiProcess,
+    key: str,
+    content: bytes,
+    length: int,
+    path: str = "/datasets",
+    media_type: str = "application/jsonl",
+) -> socket.socket:
     """An upload that has sent less than it said it would."""
     connection = socket.create_connection(("127.0.0.1", api.port))
-    head = f"POST /datasets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/jsonl\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: {media_type}\r\n"
     connection.sendall(head.encode() + f"Content-Length: {length}\r\n\r\n".encode() + content)
     return connection
 
@@ -255,6 +263,53 @@ def test_an_upload_that_stalls_is_given_up(api: ApiProcess, client: httpx.Client
         assert (response.status, body["code"]) == (408, "upload_stalled")
     assert stored(tmp_path) == []
     assert client.get("/datasets").json()["data"] == []
+    with unfinished(api, key, b'{"method"', 100, "/jobs", "application/json") as connection:
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == 408
+
+
+def test_an_upload_that_drips_is_given_up(database_url: str, tmp_path: Path, key: str) -> None:
+    settings = settings_for(database_url, tmp_path, upload_idle=30, upload_seconds=0.5)
+    with ApiProcess(settings, tmp_path) as api, unfinished(api, key, RECORDS, 100_000_000) as connection:
+        connection.settimeout(0.05)
+        deadline = time.monotonic() + 10
+        answer = b""
+        while not answer:
+            assert time.monotonic() < deadline
+            connection.sendall(b"\n")
+            with suppress(TimeoutError):
+                answer = connection.recv(1000)
+        assert b" 408 " in answer
+    assert stored(tmp_path) == []
+
+
+def test_uploads_that_send_nothing_keep_no_other_waiting(database_url: str, tmp_path: Path, key: str) -> None:
+    settings = settings_for(database_url, tmp_path, upload_idle=60)
+    with ApiProcess(settings, tmp_path) as api, api.client(key) as client, ExitStack() as idle:
+        for _ in range(UPLOADS_AT_ONCE):
+            last = idle.enter_context(unfinished(api, key, b"", 100))
+        eventually(lambda: len(stored(tmp_path)) == UPLOADS_AT_ONCE)
+        response = client.post("/datasets", content=RECORDS, headers=JSONL)
+        problem(response, 503, "busy")
+        assert int(response.headers["retry-after"]) > 0
+        last.close()
+        eventually(lambda: client.post("/datasets", content=RECORDS, headers=JSONL).status_code == 201)
+
+
+def test_neither_a_websocket_nor_head_leaves_a_trace_or_hangs(
+    api: ApiProcess, client: httpx.Client, database: Database, job: str
+) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    client.get(f"/{CANARY}?text={CANARY}", headers={**upgrade, "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="})
+    assert CANARY not in api.log.read_text()
+    for accept in ("application/json", "text/event-stream"):
+        headed = client.head(f"/jobs/{job}/events", headers={"Accept": accept})
+        assert (headed.status_code, headed.headers["vary"], headed.content) == (200, "Accept", b"")
+    with stream(client, job) as response:
+        assert response.headers["vary"] == "Accept"
+    take(database, job)
+    assert '"unexpected error"' not in api.log.read_text()
 
 
 def test_a_large_upload_does_not_sit_in_memory(api: ApiProcess, client: httpx.Client) -> None:

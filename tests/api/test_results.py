@@ -109,6 +109,9 @@ def test_metrics_before_after_and_on_the_way(client: TestClient, database: Datab
     assert not seen["has_more"]
     page = client.get(path, params={"after_step": 2, "limit": 2}).json()
     assert ([point["step"] for point in page["curve"]], page["has_more"]) == ([3, 4], True)
+    assert page["watch"] == [{"step": 3, "values": {"forget.probability": 0.4}}]
+    pages = [client.get(path, params={"after_step": step, "limit": 2}).json() for step in (-1, 2, 4)]
+    assert [len(page["watch"]) for page in pages] == [0, 1, 0]
     problem(client.get("/jobs/job_00000000/metrics"), 404, "not_found")
 
 
@@ -119,6 +122,7 @@ def test_the_history_comes_in_pages(client: TestClient, database: Database, clai
     whole = client.get(path).json()
     assert [event["kind"] for event in whole["data"]] == ["status", "status", *["phase"] * 5]
     assert whole["data"][1]["data"]["to"] == "running"
+    assert client.get(path).headers["vary"] == "Accept"
     first = client.get(path, params={"limit": 3}).json()
     rest = client.get(path, params={"after": first["after"]}).json()
     assert (first["has_more"], rest["has_more"]) == (True, False)
@@ -203,3 +207,11 @@ def test_the_report_comes_as_asked(
         assert response.headers["content-type"] == media_type
         assert response.content == content
         assert response.headers["vary"] == "Accept"
+
+
+def test_lines_of_accept_count_together(client: TestClient, database: Database, claim: Claim, blobs: Blobs) -> None:
+    finish(database, claim, blobs)
+    lines = [("Accept", "application/json;q=0.1"), ("Accept", "application/vnd.in-toto+json")]
+    response = client.get(f"/jobs/{claim.job_id}/report", headers=lines)
+    assert response.headers["content-type"] == "application/vnd.in-toto+json"
+    assert client.head(f"/jobs/{claim.job_id}/report").headers["content-length"] == str(len(REPORT))

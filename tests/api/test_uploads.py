@@ -83,6 +83,8 @@ def test_the_list_of_bad_lines_is_bounded(client: TestClient) -> None:
     body = problem(client.post("/datasets", content=b"x\n" * 5000, headers=JSONL), 422, "invalid_data")
     assert (len(body["errors"]), body["count"]) == (LISTED, 5000)
     assert f"first {LISTED}" in body["detail"]
+    described = client.get("/openapi.json").json()["paths"]["/datasets"]["post"]["description"]
+    assert f"first {LISTED} bad lines are named" in " ".join(described.split())
 
 
 LIMITS = {"upload_max_bytes": 1000, "upload_max_rows": 5, "upload_max_row": 100}

@@ -2,8 +2,12 @@
 
 import hashlib
 import io
+import os
 import secrets
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,7 +24,7 @@ KEY = bytes(range(32))
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
     if request.param == "folder":
         return Blobs(f"file://{tmp_path}/store")
-    return Blobs(f"memory://{secrets.token_hex(4)}/store")
+    return Blobs(f"memory://{secrets.token_hex(4)}/store", remote=["memory"])
 
 
 @pytest.fixture
@@ -128,7 +132,56 @@ def test_deleted_and_unknown_blobs_are_missing(blobs: Blobs, source: Path, tmp_p
             blobs.open(absent)
 
 
-@pytest.mark.parametrize("url", ["nonsense://x", "s4://bucket"])
-def test_an_unusable_url_says_what_is_allowed(url: str) -> None:
-    with pytest.raises(InvalidSetting, match="file:///"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "geheim", "geheim/store", "/geheim", "file://geheim", "file://geheim/x", "file:///", "memory://geheim"),
+        *("s4://key:geheim@bucket", "s3://", "simplecache::s3://geheim/x", "gs://b/x::file:///geheim"),
+        "adl://key:geheim@nothing-installed/x",
+    ],
+)
+def test_an_unusable_url_says_what_is_allowed_and_not_what_was_given(url: str) -> None:
+    with pytest.raises(InvalidSetting, match="file:///absolute") as refused:
         Blobs(url)
+    assert "geheim" not in refused.value.message
+
+
+def test_a_move_between_devices_copies(source: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if Path(other).stat().st_dev == source.stat().st_dev:
+            pytest.skip("one device")
+        blobs = Blobs(f"file://{other}/store")
+        digest = blobs.put(source, move=True).digest
+        assert not source.exists()
+        with blobs.open(digest) as stream:
+            assert stream.read() == PLAIN
+        assert list(Path(other, "store", "incoming").iterdir()) == []
+
+
+MOVE = """
+import sys
+from pathlib import Path
+from api.store.blobs import Blobs
+source = Path(sys.argv[1], "source")
+assert source.stat().st_dev == Path(sys.argv[2]).stat().st_dev
+Blobs(f"file://{sys.argv[2]}").put(source, move=True)
+"""
+
+
+def test_a_move_between_two_mounts_of_one_file_system_copies(source: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    source.rename(first / "source")
+    mounts = f"mount --bind '{first}' '{first}' && mount --bind '{second}' '{second}'"
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["unshare", "-m", "sh", "-c", mounts], check=False, stderr=subprocess.DEVNULL).returncode
+    ):
+        pytest.skip("mounts need root")
+    command = ["unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh", sys.executable, "-c", MOVE]
+    root = Path(__file__).parents[2]
+    subprocess.run([*command, str(first), str(second)], check=True, cwd=root)
+    assert list(first.iterdir()) == []
+    with Blobs(f"file://{second}").open(hashlib.sha256(PLAIN).hexdigest()) as stream:
+        assert stream.read() == PLAIN

@@ -1,7 +1,7 @@
 """Creating, finding and listing jobs."""
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, inspect, select
 
 from api.store import audit, events, jobs, keys
 from api.store.errors import IdempotencyMismatch, NotFound
@@ -95,10 +95,21 @@ def test_pages_are_complete_and_without_repetition(
         assert positions == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_page_and_a_look_at_the_status_load_no_spec(database: Database, job_id: str) -> None:
+    with database.reading() as session:
+        rows, _ = jobs.page(session)
+        assert [inspect(row).unloaded >= {"spec", "key"} for row in rows] == [True]
+    with database.reading() as session:
+        assert jobs.status_of(session, job_id) == "queued"
+        assert list(session.identity_map) == []
+
+
 @pytest.mark.parametrize("job_id", ["job_00000000000000000000000000", "", "no id", "job_0000\x000000", "ключ_00000000"])
 def test_what_is_no_job_is_not_found(database: Database, job_id: str) -> None:
     with pytest.raises(NotFound), database.reading() as session:
         jobs.get(session, job_id)
+    with pytest.raises(NotFound), database.reading() as session:
+        jobs.status_of(session, job_id)
 
 
 def test_bad_filters_say_what_is_allowed(database: Database) -> None:

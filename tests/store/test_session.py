@@ -95,5 +95,4 @@ def test_settings_are_documented_and_keep_passwords_out_of_sight(monkeypatch: py
         monkeypatch.setenv(f"LETHE_{name.upper()}", f"scheme://user:geheim@host/{name}")
     settings = StoreSettings()
     assert settings.broker_url == "scheme://user:geheim@host/broker_url"
-    assert "geheim@host/database_url" not in repr(settings)
-    assert "geheim@host/broker_url" not in repr(settings)
+    assert "geheim" not in repr(settings)
