@@ -150,7 +150,7 @@ def test_checkpoints_are_listed_and_never_given_out(
 
 
 def test_files_come_as_they_were_with_their_digest(
-    client: TestClient, database: Database, claim: Claim, blobs: Blobs
+    caplog: pytest.LogCaptureFixture, client: TestClient, database: Database, claim: Claim, blobs: Blobs
 ) -> None:
     finish(database, claim, blobs)
     path = f"/jobs/{claim.job_id}/artifacts"
@@ -171,6 +171,7 @@ def test_files_come_as_they_were_with_their_digest(
     problem(client.get(f"/jobs/{other}/artifacts/report.json"), 404, "not_found")
     blobs.delete([listed["model/config.json"]["sha256"]])
     problem(client.get(f"{path}/model/config.json"), 500, "artifact_missing")
+    assert "'error': 'BlobMissing'" in caplog.text
 
 
 @pytest.mark.parametrize(
