@@ -144,7 +144,7 @@ def _give_back(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
             bench, claim, f"the engine was ended by signal {-code}" if code < 0 else f"the engine ended with {code}"
         )
     if "ready" not in relay.said:
-        log.error("the engine did not start", said=relay.engine.said_before_start())
+        log.error("the engine did not start", said=relay.engine.said_before_start)
 
 
 def _release(bench: Bench, claim: Claim, reason: str, *, counts: bool = True) -> None:

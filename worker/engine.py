@@ -31,14 +31,14 @@ Event = dict[str, Any]
 class Engine:
     """One child process. `events` gives what it says, in order, as they come; `None` is the end."""
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None = None, *, python: str = sys.executable) -> None:
         """`device` is the one CUDA device that it may see; None leaves it those that the worker sees."""
         read, write = os.pipe()
         # Only what the spare says before it has seen a request is ever read back from here.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "core.child", "--events-fd", str(write)],
+                [python, "-m", "core.child", "--events-fd", str(write)],
                 cwd=_ROOT,
                 env={name: os.environ[name] for name in _PASSED_ON if name in os.environ}
                 | _OFFLINE
@@ -52,6 +52,9 @@ class Engine:
         finally:
             os.close(write)
         self._started = False
+        # The last of what an engine wrote that never got ready, and so has read nothing; known once it has ended.
+        self._ready = False
+        self.said_before_start = ""
         self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, args=(read,), daemon=True)
         self._reader.start()
@@ -91,12 +94,12 @@ class Engine:
             with suppress(OSError):
                 self._process.stdin.close()
         self._reader.join()
+        if not self._log.closed:
+            if not self._ready:
+                self._log.seek(0)
+                self.said_before_start = self._log.read()[-2000:].decode(errors="replace")
+            self._log.close()
         return code
-
-    def said_before_start(self) -> str:
-        """The last of what a spare that never started wrote to stderr, for the worker's own log."""
-        self._log.seek(0)
-        return self._log.read()[-2000:].decode(errors="replace")
 
     def _write(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -114,7 +117,9 @@ class Engine:
             for line in lines:
                 # A line cut short by a killed engine is the last one.
                 with suppress(ValueError):
-                    self.events.put(json.loads(line))
+                    event = json.loads(line)
+                    self._ready = self._ready or event["event"] == "ready"
+                    self.events.put(event)
         self.events.put(None)
 
 

@@ -89,8 +89,10 @@ class Relay:
         doing = self._background.submit(work)
         while not doing.done():
             time.sleep(0.02)
-            if self.stopped_for is None and (self._flush() or self.leaving.is_set()):
-                self.stopped_for = "leaving" if self.leaving.is_set() else "cancel"
+            cancel = self._flush()
+            # An engine that was asked to stop and came to its end all the same: what it made is stored.
+            if self.stopped_for is None and (cancel or self.leaving.is_set()):
+                self.stopped_for = "cancel" if cancel else "leaving"
                 raise Stopped(f"stopped for {self.stopped_for}")
         return doing.result()
 
@@ -121,8 +123,8 @@ class Relay:
             self.engine.kill()
 
     def _collect(self) -> None:
-        """Take what storing checkpoints has come to. Where the database was away it is done again: the folder is
-        still there. Raises whatever else went wrong."""
+        """Take what storing checkpoints has come to. Where the database was away it is done again, since the folder is
+        still there, unless the worker must leave. Raises whatever else went wrong."""
         while self._saving and self._saving[0][0].done():
             future, folder, step = self._saving.pop(0)
             try:
@@ -130,6 +132,8 @@ class Relay:
                     future.result()
             except DBAPIError as error:
                 log.warning("database unreachable", job=self.claim.job_id, error=type(error.orig).__name__)
+                if self.leaving.is_set():
+                    raise
                 time.sleep(_FLUSH_SECONDS)
                 self._save(folder, step)
 

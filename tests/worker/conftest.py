@@ -1,0 +1,36 @@
+"""A claimed job, as a worker has it in hand."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from api.store import attempts, jobs, keys
+from api.store.attempts import Claim
+from api.store.session import Database
+from core.spec.job import parse
+from worker.engine import Engine
+
+LEASE = 1.5
+
+
+@pytest.fixture
+def claim(database: Database) -> Claim:
+    """A job that this test runs, for a lease of 1.5 s."""
+    spec = parse({"model": "a/model", "data": {"forget": {"source": "jsonl", "path": "a/file"}}, "method": "GA"})
+    with database.transaction() as session:
+        key = keys.create(session, b"secret", name="worker", actor="test")[0]
+        job, _ = jobs.create(session, spec, key_id=key.id)
+        claimed = attempts.claim(session, job.id, worker="here", lease=LEASE)
+    assert claimed is not None
+    return claimed
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """A real child process, with secrets about that it must not be given."""
+    for name in ("LETHE_DATABASE_URL", "LETHE_SIGNING_KEY_FILE", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "do-not-pass-on")
+    started = Engine()
+    yield started
+    started.kill()
+    started.wait()

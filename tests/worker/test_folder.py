@@ -1,0 +1,54 @@
+"""Plaintext lies in an attempt's folder only while its worker lives."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from api.store.attempts import Claim
+from worker.folder import attempt_folder, remove_abandoned
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+_HOLD = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_goes_with_its_attempt_and_not_before(claim: Claim, tmp_path: Path) -> None:
+    with attempt_folder(tmp_path, claim) as folder:
+        (folder / "data").mkdir()
+        (folder / "data" / "ds.jsonl").write_text("plain")
+        assert folder.stat().st_mode & 0o077 == 0
+        assert remove_abandoned(tmp_path) == []
+        assert (folder / "data" / "ds.jsonl").exists()
+    assert list(tmp_path.glob("[!l]*")) == []
+
+
+@pytest.mark.usefixtures("database")
+def test_what_a_dead_worker_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "job_dead-1").mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, tmp_path / "job_dead-1" / ".in-use"], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    assert remove_abandoned(tmp_path) == []
+    holder.kill()
+    holder.communicate()
+    assert remove_abandoned(tmp_path) == ["job_dead-1"]
+    assert not (tmp_path / "job_dead-1").exists()
+
+
+@pytest.mark.usefixtures("database")
+def test_a_removal_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
+    # The lock went, and the plaintext did not.
+    (tmp_path / "job_dead-1" / "data").mkdir(parents=True)
+    (tmp_path / "job_dead-1" / "data" / "ds.jsonl").write_text("plain")
+    assert remove_abandoned(tmp_path) == ["job_dead-1"]
+    assert not (tmp_path / "job_dead-1").exists()
