@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from core import checkpoint
 from core import model as models
 from core.data import SOURCES, Inputs
 from core.data.encode import EncodedSet, encode
 from core.environment import available_threads, describe, prepare
-from core.errors import DataError, Diverged, ModelError, Stopped
-from core.evaluation import metrics_of
-from core.evaluation.score import RowScore, score
+from core.errors import ModelError, Stopped
+from core.evaluation.scorer import Scorer
 from core.events import Emit, StopFlag
 from core.methods import METHODS
 from core.reference import Reference, add_hidden, add_sums
-from core.refusals import REFUSALS
+from core.refusals import REFUSALS, refused
 from core.report.build import build
 from core.report.digest import file_digests
 from core.report.digest import model_digest as digest_of
-from core.report.schema import Absent, Measurement, Report, TrainingDone
+from core.report.schema import Absent, Report, TrainingDone
 from core.spec.job import JobSpec
 from core.tokens import Encoder, Example
 from core.train import Trainer, steps_of
@@ -66,25 +66,16 @@ def run(
     emit("accepted", spec_digest=spec.digest(), resumed_from=state.step if state else None)
 
     emit("phase", phase="load")
-    records = {name: _read(source, inputs) for name, source in _sources(spec).items()}
-    folder = inputs.model(spec)
-    models.check_folder(folder)
-    input_model = digest_of(file_digests(folder, follow_links=True))
-    if model_digest is not None and input_model != model_digest:
-        raise ModelError(f"{folder} is no longer what was registered: its digest is {input_model}", param="model")
-    model, tokenizer = models.load(folder, device)
-    encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, models.positions(model)))
-    sets = {name: encode(rows, encoder, name) for name, rows in records.items()}
-    check = checkpoint.data_check(sets, commitments or {})
+    loaded = _load(spec, inputs, device, model_digest)
+    check = checkpoint.data_check(loaded.sets, commitments or {})
     if state:
-        checkpoint.check_same_run(state, spec_digest=spec.digest(), input_model=input_model, data_check=check)
+        checkpoint.check_same_run(state, spec_digest=spec.digest(), input_model=loaded.digest, data_check=check)
 
-    scorer = _Scorer(spec, model, encoder, sets, emit, stop)
+    scorer = Scorer(spec, loaded.model, loaded.encoder, loaded.sets, emit, stop)
     before = checkpoint.measurements(state.before) if state else scorer.measure("before", 0)
 
-    trainer = Trainer(
-        spec, model, _trained_on(spec, sets, encoder), Reference(), steps_of(spec, len(sets["forget"].examples))
-    )
+    examples = _trained_on(spec, loaded.sets, loaded.encoder)
+    trainer = Trainer(spec, loaded.model, examples, Reference(), steps_of(spec, len(examples["forget"])))
     if resume and state:
         checkpoint.restore(resume, trainer, state)
     else:
@@ -102,7 +93,7 @@ def run(
 
     def save() -> None:
         seconds = (state.seconds if state else 0.0) + time.monotonic() - training_began
-        kept = checkpoint.save(out / "checkpoints", trainer, spec, input_model, check, before, seconds)
+        kept = checkpoint.save(out / "checkpoints", trainer, spec, loaded.digest, check, before, seconds)
         emit("checkpoint", step=trainer.step, folder=str(kept))
         if keep_checkpoints is not None:
             checkpoint.prune(kept, keep_checkpoints)
@@ -125,15 +116,14 @@ def run(
         raise
 
     emit("phase", phase="report")
-    models.save(model, tokenizer, out / "model")
-    digests = file_digests(out / "model")
+    models.save(loaded.model, loaded.encoder.tokenizer, out / "model")
     report = build(
         spec,
         started_at=started_at,
         finished_at=_now(),
-        input_model=input_model,
-        output_files=digests,
-        sets={name: (len(s.examples), s.answer_tokens, list(s.too_long)) for name, s in sets.items()},
+        input_model=loaded.digest,
+        output_files=file_digests(out / "model"),
+        sets={name: (len(s.examples), s.answer_tokens, list(s.too_long)) for name, s in loaded.sets.items()},
         commitments=commitments or {},
         before=before,
         after=after,
@@ -153,96 +143,35 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Scorer:
-    """Scores both sets with the spec's settings, saying how far it is."""
+class _Loaded:
+    """The input model with its digest, and the sets in its tokens."""
 
-    spec: JobSpec
-    model: Any
+    model: PreTrainedModel
+    digest: str
     encoder: Encoder
-    sets: Mapping[str, EncodedSet]
-    emit: Emit
-    stop: StopFlag
-
-    def measure(self, when: str, step: int) -> dict[str, Measurement]:
-        """Every metric of every set. Raises Diverged naming the step, or ModelError where that is 0."""
-        phase = f"score_{when}"
-        self.emit("phase", phase=phase)
-        metrics: dict[str, Measurement] = {}
-        finished, total = 0, sum(len(s.records) for s in self.sets.values())
-        for name, data in self.sets.items():
-
-            def progress(done: int, of: int, base: int = finished, rows: int = len(data.records)) -> None:
-                self.emit("progress", phase=phase, done=base + rows * done // of, total=total)
-
-            rows = self._score(data, step, progress=progress)
-            metrics |= metrics_of(name, rows, self.spec.evaluation.bootstrap)
-            finished += len(data.records)
-        self.emit("scores", when=when, metrics={name: m.model_dump() for name, m in metrics.items()})
-        return metrics
-
-    def watch(self, step: int) -> None:
-        """A cheap look at the first rows of each set: nothing is generated, no random number is drawn."""
-        count = self.spec.evaluation.watch_rows
-        if not count:
-            return
-        values: dict[str, float] = {}
-        for name, data in self.sets.items():
-            rows = self._score(data, step, generate=False, rows=count)
-            metrics = metrics_of(name, rows, 100)
-            values |= {key: m.value for key, m in metrics.items() if not isinstance(m, Absent)}
-        self.emit("watch", step=step, metrics=values)
-
-    def _score(self, data: EncodedSet, step: int, **how: Any) -> list[RowScore]:
-        evaluation = self.spec.evaluation
-        rows = score(
-            self.model,
-            self.encoder,
-            data,
-            batch_tokens=evaluation.batch_tokens,
-            max_new_tokens=evaluation.max_new_tokens,
-            stop=self.stop,
-            **how,
-        )
-        # No loss of training follows the last update, so only this would show what it did.
-        if wrong := [row.nll for row in rows if not row.finite]:
-            if step:
-                raise Diverged(step, wrong[0])
-            raise ModelError(f"the model as given has a loss of {wrong[0]} on {len(wrong)} records", param="model")
-        return rows
+    sets: dict[str, EncodedSet]
 
 
-def _sources(spec: JobSpec) -> dict[str, Any]:
+def _load(spec: JobSpec, inputs: Inputs, device: torch.device, expected: str | None) -> _Loaded:
+    """Data first: a bad line is told before the weights are read. `expected` is what the model's digest must be."""
     sources = {"forget": spec.data.forget, "retain": spec.data.retain}
-    return {name: source for name, source in sources.items() if source is not None}
-
-
-def _read(source: Any, inputs: Inputs) -> list[Any]:
-    return SOURCES[source.source](source, inputs)
+    records = {name: SOURCES[s.source](s, inputs) for name, s in sources.items() if s is not None}
+    folder = inputs.model(spec)
+    models.check_folder(folder)
+    digest = digest_of(file_digests(folder, follow_links=True))
+    if expected is not None and digest != expected:
+        raise ModelError(f"{folder} is no longer what was registered: its digest is {digest}", param="model")
+    model, tokenizer = models.load(folder, device)
+    encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, models.positions(model)))
+    return _Loaded(model, digest, encoder, {name: encode(rows, encoder, name) for name, rows in records.items()})
 
 
 def _trained_on(spec: JobSpec, sets: Mapping[str, EncodedSet], encoder: Encoder) -> dict[str, tuple[Example, ...]]:
     """What each set's rows are in training: themselves, or a refusal in place of each forget answer."""
     examples = {name: s.examples for name, s in sets.items()}
     if METHODS[spec.method.name].looks_at == "refusal":
-        records = sets["forget"].records
-        if not all(record.prompt for record in records):
-            reason = "a refusal answers a prompt, and {text} records of the forget set have none"
-            raise DataError(f"method '{spec.method.name}': {reason}", param="method.name")
         sentences = getattr(spec.method, "refusals", None) or REFUSALS
-        drawn = np.random.default_rng((spec.seed, 3)).integers(0, len(sentences), len(records))
-        refused = [
-            # A raw answer brings its own space, or none; its refusal does as it did.
-            encoder.example(r, answer=(" " if r.raw and r.answer[0].isspace() else "") + sentences[i])
-            for r, i in zip(records, drawn.tolist(), strict=True)
-        ]
-        fitting = tuple(e for e in refused if e is not None)
-        if len(fitting) < len(refused):
-            raise DataError(
-                f"{len(refused) - len(fitting)} of {len(refused)} refusals do not fit into data.max_length = "
-                f"{encoder.max_length} tokens",
-                param="data.max_length",
-            )
-        examples["forget"] = fitting
+        examples["forget"] = refused(sets["forget"].records, sentences, encoder, spec.seed)
     return examples
 
 
