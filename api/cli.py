@@ -71,6 +71,8 @@ def up(
         print(f"Lethe is at {running.url}, its documentation at {running.url}/docs")
         if running.new_key:
             print(f"API key (shown this once): {running.new_key}")
+        else:
+            print("Its API key was shown at the first start; docs/service.md says how to make another.")
         print(f"All its files are under {running.home}; models are registered from {running.home / 'models'}.")
         print(f"Reports are signed; whoever verifies them needs {running.public_key}. Ctrl-C stops the service.")
         sys.stdout.flush()
@@ -87,14 +89,17 @@ def demo(
     from rich.console import Console
 
     from api import demo as demonstration
-    from api.demo_screen import Screen, print_result
+    from api.demo_screen import Lines, Screen, print_result
     from api.embedded import interruptible, service
 
     # With --json, stdout holds the document and nothing else; Ctrl-C and SIGTERM end every part that was started.
-    console = Console(stderr=as_json, quiet=as_json)
+    console = Console(stderr=as_json)
     with interruptible(), service(home, key_name="demo") as running:
-        with Screen(console) as screen:
-            result = demonstration.run(running, screen, running.tend)
+        if as_json:
+            result = demonstration.run(running, Lines(), running.tend)
+        else:
+            with Screen(console) as screen:
+                result = demonstration.run(running, screen, running.tend)
         if as_json:
             print(json.dumps(result.document, indent=2, ensure_ascii=False), flush=True)
         else:

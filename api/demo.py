@@ -37,7 +37,7 @@ REQUEST: dict[str, Any] = {
 
 
 class Show:
-    """What the demo tells while it runs; this one is silent, for `--json`."""
+    """What the demo tells while it runs."""
 
     def say(self, text: str) -> None:
         """A sentence about what happens next."""

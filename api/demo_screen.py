@@ -1,5 +1,6 @@
 """What `lethe demo` shows a person: progress bars while it runs, then tables."""
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,14 @@ _PHASES = {
     "score_after": "scoring after",
     "report": "report",
 }
+
+
+class Lines(Show):
+    """What happens next, a line each on stderr: stdout is for a document."""
+
+    def say(self, text: str) -> None:
+        """Print it."""
+        print(text, file=sys.stderr, flush=True)
 
 
 class Screen(Show):

@@ -185,7 +185,7 @@ def service(home: Path, *, host: str = "127.0.0.1", port: int = 0, key_name: str
         upgrade(environment["LETHE_DATABASE_URL"])
         new_key = _first_key(environment, key_name)
         load_or_create_key(Path(environment["LETHE_SIGNING_KEY_FILE"]))
-        port = port or _free_port()
+        port = _bindable(host, port)
         running = Service(
             home,
             f"http://{host}:{port}",
@@ -281,9 +281,15 @@ def _only_one(home: Path) -> Iterator[None]:
         yield
 
 
-def _free_port() -> int:
+def _bindable(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises EmbeddedError where it cannot be listened on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = f"{host}:{port} cannot be listened on: {error.strerror}"
+            raise EmbeddedError(f"{reason}. Give another --port, or 0 for a free one.") from None
         return int(probe.getsockname()[1])
 
 

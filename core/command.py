@@ -7,13 +7,10 @@ import sys
 import traceback
 from pathlib import Path
 
-from core import checkpoint
 from core.data import Inputs
-from core.environment import memory_for
 from core.errors import EXIT_INTERNAL, EXIT_OK, CheckpointError, LetheError, Problem, SpecError, Stopped
-from core.events import StopFlag, json_lines, progress_bar
+from core.events import Emit, StopFlag, json_lines, progress_bar
 from core.report.schema import Report
-from core.run import run
 from core.spec.job import JobSpec, parse
 
 
@@ -59,13 +56,11 @@ def _run(file: Path, out: Path) -> int:
                 seconds_to_first_step=None,
                 finished_before=True,
             )
-        with memory_for(spec):
-            resume = checkpoint.latest(out / "checkpoints")
-            report = done or run(spec, Inputs(), out, emit=emit, stop=stop, resume=resume).report
+        report = done or _carry_out(spec, out, emit, stop)
     except LetheError as error:
         close()
         if terminal:
-            hint = " Run the same command to go on." if isinstance(error, Stopped) else ""
+            hint = ". Run the same command to go on." if isinstance(error, Stopped) else ""
             print(f"{error.message}{hint}", file=sys.stderr)
         else:
             emit("error", **error.as_dict())
@@ -82,6 +77,18 @@ def _run(file: Path, out: Path) -> int:
             print(f"{out} holds the finished run of this spec; nothing was done again.")
         print(f"verdict: {report.verdict.verdict}", *report.verdict.reasons, f"report: {out / 'report.json'}", sep="\n")
     return EXIT_OK
+
+
+def _carry_out(spec: JobSpec, out: Path, emit: Emit, stop: StopFlag) -> Report:
+    # Torch takes seconds to import. By now Ctrl-C is heeded, and a spec that is wrong has been answered.
+    from core import checkpoint
+    from core.environment import memory_for
+    from core.run import run
+
+    stop.check()
+    with memory_for(spec):
+        resume = checkpoint.latest(out / "checkpoints")
+        return run(spec, Inputs(), out, emit=emit, stop=stop, resume=resume).report
 
 
 def _already_done(spec: JobSpec, out: Path) -> Report | None:

@@ -3,6 +3,12 @@
 From the command line: `python -m core.run SPEC.json --out DIR`; the same command resumes what was interrupted.
 """
 
+if __name__ == "__main__":
+    # Ahead of the imports below, which take seconds: a signal and a bad spec are answered at once.
+    from core.command import main
+
+    main()
+
 import datetime
 import time
 from collections.abc import Mapping
@@ -193,9 +199,3 @@ def _mean_clip(curve: list[dict[str, float]]) -> float | Absent:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-if __name__ == "__main__":
-    from core.command import main
-
-    main()

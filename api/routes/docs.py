@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 router = APIRouter()
@@ -33,6 +33,12 @@ _POLICY = (
 def assets() -> StaticFiles:
     """Swagger UI's own files, as the fastapi-offline wheel carries them."""
     return StaticFiles(directory=str(files("fastapi_offline") / "static"))
+
+
+@router.get("/", include_in_schema=False)
+async def front() -> RedirectResponse:
+    """Whoever opens the service's address wants to know what it is."""
+    return RedirectResponse("docs")
 
 
 @router.get("/docs", include_in_schema=False)

@@ -114,7 +114,7 @@ def _arriving(job: Job, to: Status, moment: datetime) -> dict[str, Any]:
     if to == "running":
         values |= {"started_at": job.started_at or moment}
     elif to == "queued":
-        values |= {"queued_at": moment, "rung_at": moment, "finished_at": None}
+        values |= {"queued_at": moment, "rung_at": moment, "finished_at": None, "progress": {}}
     elif to in TERMINAL:
         values |= {"finished_at": moment}
     return values

@@ -48,7 +48,9 @@ def public_key(pem: bytes) -> ec.EllipticCurvePublicKey:
     try:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
-        raise EvidenceError("The public key is not a PEM file. It begins with -----BEGIN PUBLIC KEY-----.") from None
+        raise EvidenceError(
+            "The public key is not a PEM file of one: such a file begins with -----BEGIN PUBLIC KEY-----."
+        ) from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise EvidenceError("The public key is not an ECDSA key on the curve P-256.")
     return key

@@ -89,7 +89,7 @@ def verify(
     result = Verification()
     _check_signature(signed, key, result)
     if not result.ok:
-        result.unchecked.append("the content: it proves nothing while the line above stands")
+        result.unchecked.append("the content: it proves nothing while the signature does not hold")
         return result
     statement = exact.read(signed.payload, "The signed statement")
     predicate = statement.get("predicate") if isinstance(statement, dict) else None

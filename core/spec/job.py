@@ -159,4 +159,4 @@ _CHOICES: dict[str, Iterable[str]] = {
     "source": SOURCES,
 }
 _WANTS_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
-_SAYS_ENOUGH = {"unknown_field", "unknown_metric", "gate_sides", "two_lengths"}
+_SAYS_ENOUGH = {"unknown_field", "unknown_metric", "gate_sides", "two_lengths", "same_set"}

@@ -2,7 +2,8 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from core.spec.base import FilePath, Spec
 
@@ -51,3 +52,9 @@ class Data(Spec):
         "plain", description="how a question becomes a prompt; `prompt` and `text` rows are raw"
     )
     max_length: int = Field(512, ge=8, le=131_072, description="tokens of prompt and answer together")
+
+    @model_validator(mode="after")
+    def _two_sets(self) -> "Data":
+        if self.retain == self.forget:
+            raise PydanticCustomError("same_set", "retain is the very set to forget. Give another one, or none.", {})
+        return self

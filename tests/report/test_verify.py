@@ -191,7 +191,7 @@ def test_another_key_has_not_signed(envelope: bytes, public: bytes) -> None:
     own, wanted = key_id(public_key(public)), key_id(public_key(other))
     assert result.failures == [f"signature: the key {wanted} has not signed this; the envelope names {own}"]
     assert result.checked == []
-    assert result.unchecked == ["the content: it proves nothing while the line above stands"]
+    assert result.unchecked == ["the content: it proves nothing while the signature does not hold"]
 
 
 def test_a_key_id_is_only_a_name(envelope: bytes, public: bytes) -> None:
