@@ -118,9 +118,9 @@ def test_known_entries() -> None:
 
 
 def test_every_method_and_alias_in_it_can_be_asked_for() -> None:
-    upload = {"source": "upload", "dataset": "ds_0123456789"}
+    data = {name: {"source": "upload", "dataset": f"ds_{name}01234"} for name in ("forget", "retain")}
     for name in [*(entry["name"] for entry in CATALOGUE["methods"]["forget"]), *CATALOGUE["methods"]["aliases"]]:
-        parse({"model": "mdl_0123456789", "data": {"forget": upload, "retain": upload}, "method": name})
+        parse({"model": "mdl_0123456789", "data": data, "method": name})
 
 
 def test_it_is_json_and_nobody_can_change_it_for_others() -> None:

@@ -317,3 +317,9 @@ def test_a_value_nested_too_deeply_to_show_is_still_refused() -> None:
         deep = [deep]
     ((param, value, _),) = problems(GOOD | {"reference": deep})
     assert (param, value) == ("reference", "a list that cannot be shown")
+
+
+def test_a_set_cannot_be_forgotten_and_kept() -> None:
+    upload = {"source": "upload", "dataset": "ds_0123456789"}
+    with pytest.raises(SpecError, match="the very set to forget"):
+        parse({"model": "mdl_0123456789", "data": {"forget": upload, "retain": upload}, "method": "GradDiff"})
