@@ -16,7 +16,6 @@ from worker.checkpoints import CheckpointStore
 from worker.engine import Engine
 from worker.relay import Relay
 
-
 # What the store does differently on PostgreSQL is tested with the store.
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
