@@ -143,7 +143,7 @@ def _give_back(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
         _release(
             bench, claim, f"the engine was ended by signal {-code}" if code < 0 else f"the engine ended with {code}"
         )
-    if "ready" not in relay.said:
+    if relay.engine.said_before_start:
         log.error("the engine did not start", said=relay.engine.said_before_start)
 
 

@@ -109,15 +109,15 @@ class Shift:
     def _take_waiting(self) -> None:
         """Begin waiting jobs by ourselves, in threads of their own so that the sweep goes on meanwhile."""
         self._runners = [thread for thread in self._runners if thread.is_alive()]
-        while not self.leaving.is_set():
-            try:
-                spare = self._free.get_nowait()
-            except queue.Empty:
-                return
+        while not self.leaving.is_set() and not self._free.empty():
+            # Asked before a slot is taken: a database that is away must not cost the worker a slot for good.
             with self._database.reading() as session:
                 job = sweep.next_queued(session)
             if job is None:
-                self._free.put(spare)
+                return
+            try:
+                spare = self._free.get_nowait()
+            except queue.Empty:
                 return
             self._runners.append(threading.Thread(target=self._run_waiting, args=(spare, job), name="runner"))
             self._runners[-1].start()
