@@ -233,7 +233,11 @@ def _environment(home: Path, broker: Path) -> dict[str, str]:
         "LETHE_POLL_SECONDS": "5",
     }
     # Model roots of the user's own come beside the home's; everything else of the service's is its own.
-    roots = [str(home / "models"), *json.loads(os.environ.get("LETHE_MODEL_ROOTS", "[]"))]
+    given = os.environ.get("LETHE_MODEL_ROOTS", "[]")
+    try:
+        roots = [str(home / "models"), *json.loads(given)]
+    except (TypeError, ValueError):
+        raise EmbeddedError(f'LETHE_MODEL_ROOTS is {given!r}. Allowed: a JSON list of folders, ["/models"].') from None
     return {**os.environ, **own, "LETHE_MODEL_ROOTS": json.dumps(roots)}
 
 

@@ -139,6 +139,7 @@ def test_a_service_that_stays_up_starts_its_parts_again(home: Path) -> None:
         all_of_it = psutil.Process(up.pid).children(recursive=True)
         up.send_signal(signal.SIGTERM)
     assert up.wait(30) == 0
+    up.stdout.close()
     assert _ended(all_of_it)
     assert not _parts(home)
 
