@@ -1,15 +1,15 @@
 """What a service asks of a spec beyond its being well-formed: registered models, and data from where data may lie."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from api.paths import confined, listed
-from core.errors import Problem, SpecError
+from core.errors import DataError, Problem, SpecError
 from core.spec.job import JobSpec, LocalModel
-from core.spec.sources import JsonLines, Source, Tofu, Upload
-
-P = TypeVar("P", JsonLines, Tofu)
+from core.spec.layouts import listing, shards
+from core.spec.methods import Method
+from core.spec.sources import JsonLines, Published, Source, Upload
 
 
 def admit(spec: JobSpec, data_roots: Sequence[Path]) -> JobSpec:
@@ -18,38 +18,69 @@ def admit(spec: JobSpec, data_roots: Sequence[Path]) -> JobSpec:
     if isinstance(spec.model, LocalModel):
         reason = 'The service runs registered models only: POST /models, then give {"id": "mdl_..."}.'
         problems.append(Problem("model.path", spec.model.path, reason))
-    forget = _resolved(spec.data.forget, "data.forget.path", data_roots, problems)
-    retain = spec.data.retain and _resolved(spec.data.retain, "data.retain.path", data_roots, problems)
+    forget = _resolved(spec.data.forget, "data.forget", data_roots, problems)
+    retain = spec.data.retain and _resolved(spec.data.retain, "data.retain", data_roots, problems)
+    method = _with_refusals(spec, data_roots, problems)
     if problems:
         raise SpecError(problems)
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"forget": forget, "retain": retain})})
+    data = spec.data.model_copy(update={"forget": forget, "retain": retain})
+    return spec.model_copy(update={"data": data, "method": method})
 
 
-def _resolved(source: Source, param: str, roots: Sequence[Path], problems: list[Problem]) -> Source:
+def _with_refusals(spec: JobSpec, roots: Sequence[Path], problems: list[Problem]) -> Method:
+    given = getattr(spec.method, "refusals_file", None)
+    if given is None:
+        return spec.method
+    path = confined(given, roots)
+    if path is None or not os.path.isfile(path):  # noqa: PTH113 -- Path.is_file raises for a name that is too long
+        reason = (
+            f"This path is not open to requests. {listed(roots, _SETTING)}"
+            if path is None
+            else f"There is no file {path}."
+        )
+        problems.append(Problem("method.refusals_file", given, reason))
+    return spec.method.model_copy(update={"refusals_file": str(path)})
+
+
+def _resolved(source: Source, where: str, roots: Sequence[Path], problems: list[Problem]) -> Source:
     if isinstance(source, Upload):
+        return source
+    if source.path is None:
+        reason = "The service fetches nothing from the hub: give the path of a folder that holds the same files."
+        problems.append(Problem(f"{where}.hub", source.hub, f"{reason} {listed(roots, _SETTING)}"))
         return source
     path = confined(source.path, roots)
     if path is None:
-        problems.append(Problem(param, source.path, f"This path is not open to requests. {listed(roots, _SETTING)}"))
+        reason = f"This path is not open to requests. {listed(roots, _SETTING)}"
+        problems.append(Problem(f"{where}.path", source.path, reason))
         return source
     try:
-        reason = _fault(source, path, roots)
+        fault = _fault(source, path, roots)
     except OSError as error:
-        reason = f"This path cannot be read: {error.strerror}."
-    if reason:
-        problems.append(Problem(param, source.path, reason))
+        fault = ("path", f"This path cannot be read: {error.strerror}.")
+    if fault:
+        field, reason = fault
+        problems.append(Problem(f"{where}.{field}", getattr(source, field), reason))
     return source.model_copy(update={"path": str(path)})
 
 
-def _fault(source: JsonLines | Tofu, path: Path, roots: Sequence[Path]) -> str | None:
+def _fault(source: JsonLines | Published, path: Path, roots: Sequence[Path]) -> tuple[str, str] | None:
+    """The field at fault and a sentence, or None."""
+    if path.is_file() and (isinstance(source, JsonLines) or source.or_file):
+        return None
     if isinstance(source, JsonLines):
-        return None if path.is_file() else f"There is no file {path}."
-    files = [path / f"{source.split}{ending}" for ending in (".json", ".jsonl")]
-    found = [file for file in files if file.is_file()]
-    if not found:
-        return f"There is no split '{source.split}' in the folder {path}."
-    if any(confined(str(file), roots) is None for file in found):
-        return f"The split '{source.split}' is a link that leads elsewhere."
+        return "path", f"There is no file {path}."
+    places = source.places()
+    # What a link leads to is not listed either: a message names what it has found.
+    folders = {folder for alternative in places for folder, _ in alternative}
+    if any(confined(str(path / folder), roots) is None for folder in folders):
+        return "path", f"A folder in {path} is a link that leads elsewhere."
+    try:
+        files = shards(listing(path, folders), places)
+    except DataError as error:
+        return error.param or "path", f"In the folder {path} {error.message}"
+    if any(confined(str(path / file.name), roots) is None for file in files):
+        return "path", "A file of this split is a link that leads elsewhere."
     return None
 
 

@@ -47,10 +47,23 @@ def run(
     out: Annotated[Path, typer.Option(help="folder for checkpoints, model and report")],
 ) -> NoReturn:
     """Carry out a spec here, without the service. Ctrl-C leaves a checkpoint; the same command resumes it."""
+    _become("core.run", spec, out)
+
+
+@app.command()
+def finetune(
+    spec: Annotated[Path, typer.Argument(help="a JSON file: model, data.train, optimizer, training")],
+    out: Annotated[Path, typer.Option(help="folder for checkpoints, model and finetune.json")],
+) -> NoReturn:
+    """Train a model on a set, as what is to forget must first have learnt. The same command resumes it."""
+    _become("core.finetune", spec, out)
+
+
+def _become(engine: str, spec: Path, out: Path) -> NoReturn:
     # This process becomes the engine, so that signals and exit codes are the engine's own. -P: a folder named `core`
     # where the user happens to be must not be taken for ours.
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-P", "-m", "core.run", str(spec), "--out", str(out)]
+    command = [sys.executable, "-P", "-m", engine, str(spec), "--out", str(out)]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
 
 
@@ -135,6 +148,14 @@ def verify(
                 print(f"{mark:<7}{line}")
         print("The evidence matches." if found.ok else "The evidence does not match.")
     sys.exit(found.exit_code)
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """Every method and retain term: what it minimises, what it needs, defaults, published names, source."""
+    from core.spec.table import methods_table, methods_text
+
+    print(json.dumps(methods_table(), indent=2, ensure_ascii=False) if as_json else methods_text())
 
 
 @keys.command("create")

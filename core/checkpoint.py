@@ -9,7 +9,7 @@ import hmac
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,14 @@ from torch import Tensor
 from core.data.encode import EncodedSet
 from core.environment import versions
 from core.errors import CheckpointError, ModelError
+from core.processes import Processes
 from core.report.digest import file_digests
 from core.report.schema import Measurement
+from core.sharding import spread
 from core.spec.job import JobSpec
 from core.train import Trainer
+
+Tensors = dict[str, Tensor]
 
 MANIFEST = "manifest.json"
 # Derived from the forget set row by row: whoever stores a checkpoint must protect this file as the set itself.
@@ -44,9 +48,11 @@ class State:
     threads: int
     versions: dict[str, str]
     loss: float | None
+    retain_dual: float | None
     curve: list[dict[str, float]]
     before: dict[str, Any]
     seconds: float
+    processes: int = 1
 
 
 def data_check(sets: Mapping[str, EncodedSet], commitments: Mapping[str, str]) -> str:
@@ -76,9 +82,12 @@ def save(
     before: Mapping[str, Measurement],
     seconds: float,
 ) -> Path:
-    """Write `folder/step-NNNNNNNN` completely and return it; a complete one of this step is left as it is."""
-    target = folder / f"step-{trainer.step:08d}"
-    if is_complete(target):
+    """Write `folder/step-NNNNNNNN` completely and return it; a complete one of this step is left as it is.
+
+    All processes must call it; the first writes, and the others return when it has.
+    """
+    target, world = folder / f"step-{trainer.step:08d}", trainer.processes
+    if world.agree(is_complete(target)):
         return target
     state = State(
         step=trainer.step,
@@ -88,16 +97,22 @@ def save(
         threads=torch.get_num_threads(),
         versions=versions(),
         loss=trainer.loss,
+        retain_dual=trainer.retain_weight.dual,
         curve=trainer.curve,
         before={name: m.model_dump() for name, m in before.items()},
         seconds=seconds,
+        processes=world.size,
     )
+    weights, optimizer = _whole(world, _trained(trainer)), _whole(world, _optimizer_state(trainer))
+    return world.from_first(lambda: _written(target, state, weights, optimizer, trainer.reference.tensors()))
+
+
+def _written(target: Path, state: State, weights: Tensors, optimizer: Tensors, reference: Mapping[str, Tensor]) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    weights = {name: p.detach().contiguous() for name, p in trainer.model.named_parameters()}
-    _write(target / "weights.safetensors", weights)
-    _write(target / "optimizer.safetensors", _optimizer_state(trainer))
-    _write(target / "reference.safetensors", {k: v.contiguous() for k, v in trainer.reference.tensors().items()})
+    save_file(weights, target / "weights.safetensors")
+    save_file(optimizer, target / "optimizer.safetensors")
+    save_file({k: v.cpu().contiguous() for k, v in reference.items()}, target / "reference.safetensors")
     (target / "state.json").write_text(json.dumps(asdict(state)))
     files = _files(target)
     for name in files:
@@ -171,17 +186,19 @@ def restore(folder: Path, trainer: Trainer, state: State) -> None:
     """Put reference, weights, optimizer state and step back; the trainer's model must still be the original."""
     device = trainer.model.device
     trainer.reference.load(load_file(folder / "reference.safetensors"), trainer.model)
-    weights = load_file(folder / "weights.safetensors", device=str(device))
-    by_name = dict(trainer.model.named_parameters())
+    weights = load_file(folder / "weights.safetensors")
+    by_name = dict(_trained(trainer))
     if weights.keys() != by_name.keys():
         raise CheckpointError(f"{folder} holds the weights of another model")
     with torch.no_grad():
         for name, p in by_name.items():
-            p.copy_(weights[name])
+            p.copy_(spread(weights[name], p))
     for key, tensor in load_file(folder / "optimizer.safetensors").items():
         name, slot = key.rsplit("/", 1)
-        trainer.optimizer.state[by_name[name]][slot] = tensor.to(device)
+        p = by_name[name]
+        trainer.optimizer.state[p][slot] = spread(tensor, p) if tensor.shape == p.shape else tensor.to(device)
     trainer.step, trainer.loss, trainer.curve = state.step, state.loss, list(state.curve)
+    trainer.retain_weight.dual = state.retain_dual
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -193,17 +210,27 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _optimizer_state(trainer: Trainer) -> dict[str, Tensor]:
-    names = {id(p): name for name, p in trainer.model.named_parameters()}
-    return {
-        f"{names[id(p)]}/{slot}": value.detach().contiguous()
-        for p, slots in trainer.optimizer.state.items()
-        for slot, value in slots.items()
-    }
+def _trained(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+    # Of a large model with adapters or few chosen layers nothing else is written: the rest is in the model's folder.
+    return ((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({k: v.cpu() for k, v in tensors.items()}, path)
+def _optimizer_state(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+    # In the order of the parameters, which is the same in all processes.
+    for name, p in _trained(trainer):
+        for slot, value in trainer.optimizer.state.get(p, {}).items():
+            yield f"{name}/{slot}", value
+
+
+def _whole(world: Processes, tensors: Iterable[tuple[str, Tensor]]) -> Tensors:
+    """Whole tensors in main memory, in the first process alone; one after the other, since shards are for models that
+    fit nowhere whole but there."""
+    made = {}
+    for name, tensor in tensors:
+        full = world.whole(tensor)
+        if world.first:
+            made[name] = full.cpu().contiguous()
+    return made
 
 
 def _sync(path: Path) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 
 from core.command import read_spec
 from core.data import Inputs
-from core.environment import memory_for
 from core.errors import EXIT_INTERNAL, EXIT_OK, LeaseLost, LetheError
 from core.events import Emit, StopFlag, json_lines
-from core.run import run
+from core.launch import carry_out
+from core.peers import Task, internal
 
 _LOOK_SECONDS = 0.2
 
@@ -52,6 +52,7 @@ def main() -> None:
 
 def _warm() -> None:
     """Import now what every run needs, so that a command waits for none of it."""
+    import rouge_score.rouge_scorer  # noqa: F401
     import transformers.generation  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
@@ -59,32 +60,24 @@ def _warm() -> None:
 def _carry_out(command: dict[str, Any], emit: Emit, stop: StopFlag) -> int:
     try:
         inputs = json.loads(Path(command["inputs"]).read_text())
-        spec = read_spec(Path(command["spec"]))
-        with memory_for(spec):
-            run(
-                spec,
-                Inputs(
-                    {name: Path(path) for name, path in inputs["models"].items()},
-                    {name: Path(path) for name, path in inputs["datasets"].items()},
-                ),
-                Path(command["out"]),
-                emit=emit,
-                stop=stop,
-                resume=Path(command["resume"]) if command["resume"] else None,
-                commitments={name: value for name, value in command["commitments"].items() if value},
-                model_digest=command.get("model_digest"),
-                keep_checkpoints=None,
-            )
+        task = Task(
+            read_spec(Path(command["spec"])),
+            Inputs(
+                {name: Path(path) for name, path in inputs["models"].items()},
+                {name: Path(path) for name, path in inputs["datasets"].items()},
+            ),
+            Path(command["out"]),
+            resume=Path(command["resume"]) if command["resume"] else None,
+            commitments={name: value for name, value in command["commitments"].items() if value},
+            model_digest=command.get("model_digest"),
+            keep_checkpoints=None,
+        )
+        carry_out(task, emit, stop)
     except LetheError as error:
         emit("error", **error.as_dict())
         return error.exit_code
     except Exception as error:
-        # The type alone: a message or traceback of a library may quote the forget set.
-        where = error.__traceback__
-        while where and where.tb_next:
-            where = where.tb_next
-        place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where else "unknown place"
-        emit("error", code="internal", message=f"{type(error).__name__} at {place}", param=None, retryable=True)
+        emit("error", **internal(error))
         return EXIT_INTERNAL
     return EXIT_OK
 

@@ -5,11 +5,15 @@ import json
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from core.data import Inputs
 from core.errors import EXIT_INTERNAL, EXIT_OK, CheckpointError, LetheError, Problem, SpecError, Stopped
 from core.events import Emit, StopFlag, json_lines, progress_bar
+from core.launch import carry_out, started_as
+from core.peers import Task
 from core.report.schema import Report
 from core.spec.job import JobSpec, parse
 
@@ -25,38 +29,45 @@ def main(arguments: list[str] | None = None) -> None:
 
 def read_spec(file: Path) -> JobSpec:
     """The spec in a file. Raises SpecError, also for a file that is not JSON."""
+    return parse(read_json(file))
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. Raises SpecError."""
     try:
-        return parse(json.loads(file.read_text("utf-8")))
+        return json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise SpecError([Problem("", str(file), f"{file} cannot be read: {error.strerror}")]) from None
     except ValueError as error:
         raise SpecError([Problem("", str(file), f"{file} is not JSON: {error}")]) from None
 
 
-def _run(file: Path, out: Path) -> int:
+def heeded() -> StopFlag:
+    """The flag that Ctrl-C and SIGTERM set from now on."""
     stop = StopFlag()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    # Output that goes to a file or a program is for reading by one, though somebody may look at stderr.
+    return stop
+
+
+def folder_made(out: Path) -> Path:
+    """The folder, made where it is not there. Raises SpecError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError([Problem("", str(out), f"{out} cannot be made a folder: {error.strerror}")]) from None
+    return out
+
+
+def told(work: Callable[[Emit], Sequence[str]]) -> int:
+    """Do the work, telling its events and its error; returns the exit code. A terminal is shown the lines it returns.
+
+    Output that goes to a file or a program is for reading by one, though somebody may look at stderr.
+    """
     terminal = sys.stdout.isatty() and sys.stderr.isatty()
     emit, close = progress_bar() if terminal else (json_lines(sys.stdout), lambda: None)
     try:
-        spec = read_spec(file)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SpecError([Problem("", str(out), f"{out} cannot be made a folder: {error.strerror}")]) from None
-        done = _already_done(spec, out)
-        if done:
-            emit(
-                "done",
-                verdict=done.verdict.verdict,
-                report=str(out / "report.json"),
-                model=str(out / "model"),
-                seconds_to_first_step=None,
-                finished_before=True,
-            )
-        report = done or _carry_out(spec, out, emit, stop)
+        lines = work(emit)
     except LetheError as error:
         close()
         if terminal:
@@ -73,22 +84,55 @@ def _run(file: Path, out: Path) -> int:
         return EXIT_INTERNAL
     close()
     if terminal:
+        print(*lines, sep="\n")
+    return EXIT_OK
+
+
+def _run(file: Path, out: Path) -> int:
+    stop = heeded()
+    place = started_as()
+    if place is not None and place.rank:
+        return _beside(file, out, stop)
+
+    def work(emit: Emit) -> list[str]:
+        spec = read_spec(file)
+        done = _already_done(spec, folder_made(out))
         if done:
-            print(f"{out} holds the finished run of this spec; nothing was done again.")
-        print(f"verdict: {report.verdict.verdict}", *report.verdict.reasons, f"report: {out / 'report.json'}", sep="\n")
+            emit(
+                "done",
+                verdict=done.verdict.verdict,
+                report=str(out / "report.json"),
+                model=str(out / "model"),
+                seconds_to_first_step=None,
+                finished_before=True,
+            )
+        verdict = (done or _carry_out(spec, out, emit, stop)).verdict
+        before = [f"{out} holds the finished run of this spec; nothing was done again."] if done else []
+        return [*before, f"verdict: {verdict.verdict}", *verdict.reasons, f"report: {out / 'report.json'}"]
+
+    return told(work)
+
+
+def _beside(file: Path, out: Path, stop: StopFlag) -> int:
+    """One of the other processes that torchrun started: it says nothing but what went wrong with itself."""
+    try:
+        spec = read_spec(file)
+        if _already_done(spec, out) is None:
+            _carry_out(spec, out, lambda *_, **__: None, stop)
+    except Stopped as error:
+        return error.exit_code
+    except LetheError as error:
+        print(error.message, file=sys.stderr)
+        return error.exit_code
     return EXIT_OK
 
 
 def _carry_out(spec: JobSpec, out: Path, emit: Emit, stop: StopFlag) -> Report:
     # Torch takes seconds to import. By now Ctrl-C is heeded, and a spec that is wrong has been answered.
     from core import checkpoint
-    from core.environment import memory_for
-    from core.run import run
 
     stop.check()
-    with memory_for(spec):
-        resume = checkpoint.latest(out / "checkpoints")
-        return run(spec, Inputs(), out, emit=emit, stop=stop, resume=resume).report
+    return carry_out(Task(spec, Inputs(), out, resume=checkpoint.latest(out / "checkpoints")), emit, stop).report
 
 
 def _already_done(spec: JobSpec, out: Path) -> Report | None:

@@ -1,5 +1,6 @@
 """What a run ran on: threads, device, versions. `prepare` makes CPU arithmetic repeatable."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -13,6 +14,9 @@ from core.errors import OutOfMemory
 from core.report.schema import Environment
 from core.spec.job import JobSpec
 
+# glibc's names for what mallopt sets.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
 _PACKAGES = ("lethe", "torch", "transformers", "tokenizers", "safetensors", "numpy", "rouge-score")
 
 
@@ -21,15 +25,27 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare(threads: int) -> torch.device:
-    """Set the thread count and deterministic algorithms; returns the device to run on."""
+def prepare(threads: int, device: torch.device | None = None) -> torch.device:
+    """Set the thread count and deterministic algorithms; returns the device to run on, `device` where one is given."""
     # The library's own bars would run through ours, and through the JSON lines of whoever merges the two streams.
     disable_progress_bar()
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # CUDA has no deterministic form of some operations; there the promise is repeatable data and schedule, not bits.
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # Determinism would otherwise fill every new tensor with NaN first, a write over all memory that a step touches;
+    # nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _keep_freed_memory()
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: else every large tensor of every step is mapped, faulted in and unmapped anew."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 @contextmanager
@@ -54,7 +70,7 @@ def versions() -> dict[str, str]:
     return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
-def describe(device: torch.device) -> Environment:
+def describe(device: torch.device, processes: int = 1) -> Environment:
     """The environment as a report carries it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
@@ -63,6 +79,7 @@ def describe(device: torch.device) -> Environment:
         platform=platform.platform(),
         device=f"{device.type}: {name}",
         threads=torch.get_num_threads(),
+        processes=processes,
         memory_bytes=_memory(),
         versions=versions(),
         network="hub access off by environment" if offline else "not restricted",

@@ -7,6 +7,7 @@ LetheError
 ├── Stopped              asked to stop; in training a checkpoint was left first           exit 3
 ├── Diverged             the loss became NaN or infinite; names the step                  exit 4
 ├── OutOfMemory          the run does not fit into memory; names what to lower            exit 4
+├── ProcessLost          another process of the same run ended                            exit 70
 ├── CheckpointError      a checkpoint is damaged or belongs to another spec or data       exit 5
 └── LeaseLost            whoever started this engine no longer holds the job              exit 6
 
@@ -108,6 +109,18 @@ class OutOfMemory(LetheError):
             f"if in scoring, evaluation.batch_tokens (now {batch_tokens}). Neither changes a result.",
             param="training.micro_batch_tokens",
         )
+
+
+class ProcessLost(LetheError):
+    """Another process of the same run ended; `said` is its own error, where it told one."""
+
+    code = "process_lost"
+    exit_code = EXIT_INTERNAL
+    retryable = True
+
+    def __init__(self, rank: int, size: int, code: int, said: str | None = None) -> None:
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
+        super().__init__(f"Process {rank + 1} of {size} {how}{f': {said}' if said else ''}.")
 
 
 class CheckpointError(LetheError):

@@ -1,15 +1,14 @@
-"""Loading, saving, and the answer-only forward pass: hidden states where answer tokens are predicted, then the head."""
+"""Loading and saving a model folder in the hub's layout: safetensors only, and never code that comes with it."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from core.errors import ModelError
-from core.tokens import Padded
+from core.forward import choose_attention
 
 
 def check_folder(folder: Path) -> None:
@@ -29,16 +28,17 @@ def check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} holds no *.safetensors; other weight formats are never loaded", param="model")
 
 
-def load(folder: Path, device: torch.device) -> tuple[PreTrainedModel, Any]:
-    """Model (fp32, dropout off) and tokenizer of a local folder. Raises ModelError.
+def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
+    """Model (dropout off) and tokenizer of a local folder. Raises ModelError.
 
-    Dropout stays off in training too: every law that speaks of the reference depends on it.
+    Dropout stays off in training too: every law that speaks of the reference depends on it. Weights that are trained
+    must be fp32; frozen ones, under adapters, may be bf16.
     """
     check_folder(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -56,53 +56,13 @@ def load(folder: Path, device: torch.device) -> tuple[PreTrainedModel, Any]:
         raise ModelError(f"{folder}: the tokenizer has no end-of-sequence token", param="model")
     model.to(device)
     model.eval()
-    _check_head(model)
+    choose_attention(model)
     return model, tokenizer
 
 
 def positions(model: PreTrainedModel) -> int:
     """How many tokens the model can attend to; a very large number where its configuration sets no limit."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
-
-
-def hidden_states(model: PreTrainedModel, batch: Padded) -> Tensor:
-    """Last hidden states at the positions that predict answer tokens: (tokens, hidden)."""
-    states: Tensor = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    return states[batch.at_row, batch.at_time]
-
-
-def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits in fp32 from hidden states: (tokens, vocab)."""
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
-    return logits
-
-
-def _check_head(model: PreTrainedModel) -> None:
-    """Our two steps must give the model's own logits; a family that scales or caps them would be trained wrongly.
-
-    A cap shows on large logits only, which not every model has for the probe: its head is made loud.
-    """
-    probe = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
-    heard: list[Tensor] = []
-
-    def loud(_module: torch.nn.Module, _inputs: Any, logits: Tensor) -> Tensor:
-        heard.extend((logits, logits * (100 / logits.abs().max().clamp_min(1e-30))))
-        return heard[-1]
-
-    hook = model.get_output_embeddings().register_forward_hook(loud)
-    with torch.inference_mode():
-        own = model(input_ids=probe, use_cache=False).logits
-        hook.remove()
-        states = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-        ours = head(model, states)
-    if not torch.isfinite(ours).all():
-        raise ModelError("the model's logits are not finite: its weights are damaged", param="model")
-    quiet, amplified = heard
-    if not (torch.allclose(ours, quiet, rtol=1e-4, atol=1e-4) and torch.allclose(own, amplified, rtol=1e-4)):
-        raise ModelError(
-            f"model type '{model.config.model_type}' changes its logits after the head, which is not supported yet",
-            param="model",
-        )
 
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:

@@ -1,12 +1,13 @@
 """The frozen original model, never run twice: what the objectives need of it is computed once, before training.
 
 S_ref is one number a row. For full-logit terms the last hidden states at answer positions are kept instead of logits
-(hidden-size numbers a token instead of vocabulary-size), with a frozen copy of the head.
+(hidden-size numbers a token instead of vocabulary-size), with a frozen head; for `hidden` those of an inner layer.
 """
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,11 @@ from transformers import PreTrainedModel
 
 from core.data.batches import by_length
 from core.events import StopFlag
-from core.model import head, hidden_states
-from core.tokens import Example, pad
+from core.forward import collate, finish_logits, head, packs, states
+from core.methods import Need
+from core.processes import ALONE, Processes
+from core.sharding import whole
+from core.tokens import Example
 
 
 @dataclass
@@ -25,21 +29,23 @@ class Reference:
     sums: dict[str, Tensor] = field(default_factory=dict)
     hidden: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     frozen_head: torch.nn.Module | None = None
+    config: Any = None
 
-    def logits(self, set_name: str, rows: Sequence[int]) -> Tensor:
-        """Reference logits of the rows' answer tokens, row by row: (tokens, vocab), fp32, without gradient."""
+    def states(self, set_name: str, rows: Sequence[int], device: torch.device) -> Tensor:
+        """Hidden states of the rows' answer tokens, row by row: (tokens, hidden)."""
+        return torch.cat([self.hidden[set_name][row] for row in rows]).to(device, non_blocking=True)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Reference logits of those hidden states: (tokens, vocab), fp32."""
         assert self.frozen_head is not None
-        states = torch.cat([self.hidden[set_name][row] for row in rows])
-        with torch.no_grad():
-            logits: Tensor = self.frozen_head(states.to(next(self.frozen_head.parameters()).device)).float()
-        return logits
+        return finish_logits(self.config, self.frozen_head(hidden))
 
     def tensors(self) -> dict[str, Tensor]:
         """As one flat dict of tensors, for a checkpoint. The head is not among them: the original model has it."""
         flat = {f"sums/{name}": sums for name, sums in self.sums.items()}
         for name, rows in self.hidden.items():
-            for row, states in rows.items():
-                flat[f"hidden/{name}/{row}"] = states
+            for row, kept in rows.items():
+                flat[f"hidden/{name}/{row}"] = kept
         return flat
 
     def load(self, flat: dict[str, Tensor], model: PreTrainedModel) -> None:
@@ -54,24 +60,45 @@ class Reference:
             self.freeze_head(model)
 
     def freeze_head(self, model: PreTrainedModel) -> None:
-        """Keep a copy of the head as it is now."""
-        self.frozen_head = copy.deepcopy(model.get_output_embeddings()).requires_grad_(False)
+        """Keep the head as it is now: a copy where training will move it."""
+        live = model.get_output_embeddings()
+        moves = any(p.requires_grad for p in live.parameters())
+        self.frozen_head = _copied(live) if moves else live
+        self.config = model.config.get_text_config()
+
+
+def _copied(live: torch.nn.Module) -> torch.nn.Module:
+    """A frozen copy, whole where the live one is sharded."""
+    copied = copy.deepcopy(live)
+    for module in copied.modules():
+        for name, p in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(whole(p)))
+    return copied.requires_grad_(False)
 
 
 @torch.no_grad()
 def add_sums(
-    reference: Reference, name: str, model: PreTrainedModel, examples: Sequence[Example], tokens: int, stop: StopFlag
+    reference: Reference,
+    name: str,
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    tokens: int,
+    stop: StopFlag,
+    world: Processes = ALONE,
 ) -> None:
-    """S_ref of every example, with at most `tokens` padded tokens a pass."""
+    """S_ref of every example, with at most `tokens` tokens a pass. Processes that can share the rows do."""
     sums = torch.zeros(len(examples), device=model.device)
-    for batch in by_length(range(len(examples)), lambda i: len(examples[i].ids), tokens):
+    batches = by_length(range(len(examples)), lambda i: len(examples[i].ids), tokens, packed=packs(model))
+    for _, rows in world.turns(batches):
         stop.check()
-        padded = pad([examples[i] for i in batch], model.device)
-        logits = head(model, hidden_states(model, padded))
-        nll = torch.nn.functional.cross_entropy(logits, padded.targets, reduction="none")
-        of_row = torch.tensor(batch, device=model.device)[padded.at_row]
-        sums.index_add_(0, of_row, nll)
-    reference.sums[name] = sums
+        if rows is None:
+            continue
+        batch = collate(model, [examples[i] for i in rows])
+        last = states(model, batch).last
+        assert last is not None
+        nll = torch.nn.functional.cross_entropy(head(model, last), batch.targets, reduction="none")
+        sums.index_add_(0, torch.tensor(rows, device=model.device)[batch.row], nll)
+    reference.sums[name] = sums if world.sharded else world.sum(sums)
 
 
 @torch.no_grad()
@@ -83,15 +110,38 @@ def add_hidden(
     rows: Collection[int],
     tokens: int,
     stop: StopFlag,
+    layer: int | None = None,
 ) -> None:
-    """Hidden states at the answer positions of the given rows."""
+    """Hidden states at the answer positions of the given rows: the last ones, or those of a layer."""
     kept: dict[int, Tensor] = {}
-    for batch in by_length(sorted(rows), lambda i: len(examples[i].ids), tokens):
+    for group in by_length(sorted(rows), lambda i: len(examples[i].ids), tokens, packed=packs(model)):
         stop.check()
-        padded = pad([examples[i] for i in batch], model.device)
-        states = hidden_states(model, padded)
-        for row, part in zip(batch, states.split([examples[i].answer_tokens for i in batch]), strict=True):
+        made = states(model, collate(model, [examples[i] for i in group]), layer=layer, last=layer is None)
+        found = made.last if layer is None else made.layer
+        assert found is not None
+        for row, part in zip(group, found.split([examples[i].answer_tokens for i in group]), strict=True):
             # In main memory: those of a large retain set would not fit beside the model.
             kept[row] = part.cpu().clone()
     reference.hidden[name] = kept
     reference.freeze_head(model)
+
+
+def observe(
+    reference: Reference,
+    needs: Mapping[str, frozenset[Need]],
+    model: PreTrainedModel,
+    sets: Mapping[str, Sequence[Example]],
+    rows: Mapping[str, Collection[int]],
+    layer: int | None,
+    tokens: int,
+    stop: StopFlag,
+    world: Processes = ALONE,
+) -> None:
+    """Everything that the sets need of the model as it is now. `rows`: those of each set that the run will see."""
+    for name, wanted in needs.items():
+        if "reference_sums" in wanted:
+            add_sums(reference, name, model, sets[name], tokens, stop, world)
+        if "reference_logits" in wanted:
+            add_hidden(reference, name, model, sets[name], rows[name], tokens, stop)
+        if "reference_layer" in wanted:
+            add_hidden(reference, name, model, sets[name], rows[name], tokens, stop, layer)

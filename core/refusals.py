@@ -1,6 +1,7 @@
-"""Sentences that decline to answer, and a forget set with one of them in place of each answer."""
+"""Forget sets with another answer in place of each true one: a refusal, another record's, or one that is wrong."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +31,36 @@ REFUSALS: tuple[str, ...] = (
     "That question is beyond what I can answer.",
     "I must pass on this one: I do not know.",
 )
+_MOST, _LONGEST = 1000, 500
+
+
+def read_refusals(path: str | Path) -> list[str]:
+    """The sentences of a file, one a line; blank lines are none.
+
+    Raises DataError naming the file, and the line where one is at fault: at most 1000 sentences of 500 characters.
+    """
+    sentences: list[str] = []
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", param="method.refusals_file") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            sentence = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise _bad_line(path, number, f"not UTF-8 at byte {error.start}") from None
+        if len(sentence) > _LONGEST:
+            raise _bad_line(path, number, f"{len(sentence)} characters; at most {_LONGEST} are allowed")
+        if sentence and len(sentences) == _MOST:
+            raise _bad_line(path, number, f"more than the {_MOST} sentences allowed")
+        sentences += [sentence] if sentence else []
+    if not sentences:
+        raise DataError(f"{path} holds no refusals; one a line is needed", param="method.refusals_file")
+    return sentences
+
+
+def _bad_line(path: str | Path, number: int, reason: str) -> DataError:
+    return DataError(f"{path}, line {number}: {reason}", param="method.refusals_file")
 
 
 def refused(records: Sequence[Record], sentences: Sequence[str], encoder: Encoder, seed: int) -> tuple[Example, ...]:
@@ -37,19 +68,53 @@ def refused(records: Sequence[Record], sentences: Sequence[str], encoder: Encode
 
     Raises DataError for records that ask nothing, and for refusals that do not fit.
     """
-    if not all(record.prompt for record in records):
-        reason = "a refusal answers a prompt, and {text} records of the forget set have none"
-        raise DataError(f"method 'refusal': {reason}", param="method.name")
     drawn = np.random.default_rng((seed, 3)).integers(0, len(sentences), len(records))
+    return _answered(records, [sentences[i] for i in drawn.tolist()], encoder, "refusals")
+
+
+def relabelled(records: Sequence[Record], others: Sequence[Record], encoder: Encoder, seed: int) -> tuple[Example, ...]:
+    """Each record with the answer of one of the `others` for its own, drawn by the seed.
+
+    Raises DataError for records that ask nothing, and for answers that do not fit.
+    """
+    drawn = np.random.default_rng((seed, 4)).integers(0, len(others), len(records))
+    return _answered(records, [others[i].answer for i in drawn.tolist()], encoder, "answers of other records")
+
+
+def alternatives(records: Sequence[Record], encoder: Encoder, seed: int) -> tuple[Example, ...]:
+    """Each record with one of its own wrong answers for the true one, drawn by the seed.
+
+    Raises DataError for records that have none, and for answers that do not fit.
+    """
+    lacking = sum(not record.perturbed_answers for record in records)
+    if lacking:
+        raise DataError(
+            f"method.alternative 'alternative_answer' needs perturbed_answer in every record of the forget set; "
+            f"{lacking} of {len(records)} have none. Allowed without it: refusal.",
+            param="method.alternative",
+        )
+    random = np.random.default_rng((seed, 5))
+    chosen = [record.perturbed_answers[random.integers(len(record.perturbed_answers))] for record in records]
+    return _answered(records, chosen, encoder, "alternative answers")
+
+
+def _answered(records: Sequence[Record], answers: Sequence[str], encoder: Encoder, what: str) -> tuple[Example, ...]:
+    asking_nothing = sum(not record.prompt for record in records)
+    if asking_nothing:
+        raise DataError(
+            f"this method puts another answer to each prompt, and {asking_nothing} {{text}} records of the forget set "
+            "have none",
+            param="method.name",
+        )
     examples = [
-        # A raw answer brings its own space, or none; its refusal does as it did.
-        encoder.example(r, answer=(" " if r.raw and r.answer[0].isspace() else "") + sentences[i])
-        for r, i in zip(records, drawn.tolist(), strict=True)
+        # A raw answer brings its own space, or none; what stands in its place does as it did.
+        encoder.example(r, answer=(" " if r.raw and r.answer[0].isspace() else "") + answer.strip())
+        for r, answer in zip(records, answers, strict=True)
     ]
     fitting = tuple(e for e in examples if e is not None)
     if len(fitting) < len(examples):
         raise DataError(
-            f"{len(examples) - len(fitting)} of {len(examples)} refusals do not fit into data.max_length = "
+            f"{len(examples) - len(fitting)} of {len(examples)} {what} do not fit into data.max_length = "
             f"{encoder.max_length} tokens",
             param="data.max_length",
         )

@@ -12,31 +12,35 @@ if __name__ == "__main__":
 import datetime
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from core import checkpoint
+from core import checkpoint, tuning
 from core import model as models
-from core.data import SOURCES, Inputs
+from core.checks import check_against
+from core.data import Inputs
 from core.data.encode import EncodedSet, encode
+from core.data.sets import read_sets
+from core.edits import EDITS, Context, Edit
 from core.environment import available_threads, describe, prepare
 from core.errors import ModelError, Stopped
 from core.evaluation.scorer import Scorer
 from core.events import Emit, StopFlag
-from core.methods import METHODS
-from core.reference import Reference, add_hidden, add_sums
-from core.refusals import REFUSALS, refused
+from core.processes import ALONE, Processes
+from core.reference import Reference, observe
 from core.report.build import build
 from core.report.digest import file_digests
 from core.report.digest import model_digest as digest_of
 from core.report.schema import Absent, Report, TrainingDone
 from core.spec.job import JobSpec
-from core.tokens import Encoder, Example
+from core.tokens import Encoder
 from core.train import Trainer, steps_of
+from core.trained_on import trained_on
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def run(
     commitments: Mapping[str, str] | None = None,
     model_digest: str | None = None,
     keep_checkpoints: int | None = 2,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """Carry out a spec, leaving `out/model`, `out/report.json` and `out/checkpoints`.
 
@@ -68,25 +73,31 @@ def run(
     """
     began, started_at = time.monotonic(), _now()
     state = checkpoint.read_state(resume) if resume else None
-    device = prepare(state.threads if state else spec.threads or available_threads())
+    device = prepare(_threads(spec, state, processes), processes.device)
     emit("accepted", spec_digest=spec.digest(), resumed_from=state.step if state else None)
 
     emit("phase", phase="load")
-    loaded = _load(spec, inputs, device, model_digest)
+    # A model to be cut up may fit no device whole; its parts go there when it is.
+    loaded = _load(spec, inputs, torch.device("cpu") if processes.sharded else device, model_digest)
     check = checkpoint.data_check(loaded.sets, commitments or {})
     if state:
         checkpoint.check_same_run(state, spec_digest=spec.digest(), input_model=loaded.digest, data_check=check)
 
-    scorer = Scorer(spec, loaded.model, loaded.encoder, loaded.sets, emit, stop)
-    before = checkpoint.measurements(state.before) if state else scorer.measure("before", 0)
+    examples = trained_on(spec, loaded.sets, loaded.encoder)
+    trainer = Trainer(spec, loaded.model, examples, Reference(), steps_of(spec, examples), processes)
+    scorer = Scorer(spec, loaded.model, loaded.encoder, loaded.sets, emit, stop, processes)
+    within = partial(processes.within, trainer.objective)
+    before = checkpoint.measurements(state.before) if state else within(lambda: scorer.measure("before", 0))
 
-    examples = _trained_on(spec, loaded.sets, loaded.encoder)
-    trainer = Trainer(spec, loaded.model, examples, Reference(), steps_of(spec, len(examples["forget"])))
+    edit = EDITS.get(spec.method.name, Edit())
+    context = Context(spec, loaded.model, inputs.model(spec), inputs, loaded.sets, emit, stop)
+    if edit.before:
+        edit.before(context)
     if resume and state:
         checkpoint.restore(resume, trainer, state)
     else:
         emit("phase", phase="reference")
-        _fill_reference(trainer, stop)
+        within(lambda: _fill_reference(trainer, stop))
 
     emit("phase", phase="train")
     training_began = time.monotonic()
@@ -101,10 +112,10 @@ def run(
         seconds = (state.seconds if state else 0.0) + time.monotonic() - training_began
         kept = checkpoint.save(out / "checkpoints", trainer, spec, loaded.digest, check, before, seconds)
         emit("checkpoint", step=trainer.step, folder=str(kept))
-        if keep_checkpoints is not None:
+        if keep_checkpoints is not None and processes.first:
             checkpoint.prune(kept, keep_checkpoints)
 
-    trainer.run(say, stop, save, lambda: scorer.watch(trainer.step))
+    trainer.run(say, stop, save, lambda: within(lambda: scorer.watch(trainer.step)))
     trained = TrainingDone(
         steps=trainer.steps,
         resumed_from=state.step if state else Absent(absent="not resumed"),
@@ -114,30 +125,48 @@ def run(
         clip_fraction=_mean_clip(trainer.curve),
         curve=trainer.curve,
     )
-    # A stop that comes while scoring must not cost the training: the last step is a checkpoint too.
-    try:
-        after = scorer.measure("after", trainer.step)
-    except Stopped:
+    # A stop that comes while scoring must not cost the training: the last step is a checkpoint too. One is left ahead
+    # of an edit or a merge, since resuming does it again.
+    changed = edit.after is not None or tuning.settles(spec)
+    if changed and trainer.steps:
         save()
+    if edit.after:
+        edit.after(context)
+    start = tuning.start(spec, inputs)
+    tuning.settle(loaded.model, spec, start, sharded=processes.sharded)
+    scorer = _guarded(scorer)
+    try:
+        after = within(lambda: scorer.measure("after", trainer.step))
+    except Stopped:
+        if trainer.steps and not changed:
+            save()
         raise
 
     emit("phase", phase="report")
-    models.save(loaded.model, loaded.encoder.tokenizer, out / "model")
-    report = build(
-        spec,
-        started_at=started_at,
-        finished_at=_now(),
-        input_model=loaded.digest,
-        output_files=file_digests(out / "model"),
-        sets={name: (len(s.examples), s.answer_tokens, list(s.too_long)) for name, s in loaded.sets.items()},
-        commitments=commitments or {},
-        before=before,
-        after=after,
-        training=trained,
-        environment=describe(device),
-    )
+    processes.put_together(loaded.model)
     report_file = out / "report.json"
-    report_file.write_text(report.model_dump_json(indent=2))
+
+    def finish() -> Report:
+        tuning.deliver(loaded.model, loaded.encoder.tokenizer, out / "model", spec, start)
+        if scorer.encoder.system is not None:
+            (out / "model" / "system_prompt.txt").write_text(scorer.encoder.system, "utf-8")
+        report = build(
+            spec,
+            started_at=started_at,
+            finished_at=_now(),
+            input_model=loaded.digest,
+            output_files=file_digests(out / "model"),
+            sets={name: (len(s.examples), s.answer_tokens, list(s.too_long)) for name, s in loaded.sets.items()},
+            commitments=commitments or {},
+            before=before,
+            after=after,
+            training=trained,
+            environment=describe(device, processes.size),
+        )
+        report_file.write_text(report.model_dump_json(indent=2))
+        return report
+
+    report = processes.from_first(finish)
     emit(
         "done",
         verdict=report.verdict.verdict,
@@ -160,36 +189,44 @@ class _Loaded:
 
 def _load(spec: JobSpec, inputs: Inputs, device: torch.device, expected: str | None) -> _Loaded:
     """Data first: a bad line is told before the weights are read. `expected` is what the model's digest must be."""
-    sources = {"forget": spec.data.forget, "retain": spec.data.retain}
-    records = {name: SOURCES[s.source](s, inputs) for name, s in sources.items() if s is not None}
+    records = read_sets(spec.data, inputs)
     folder = inputs.model(spec)
     models.check_folder(folder)
+    check_against(spec, folder)
+    tuning.check(spec, folder)
     digest = digest_of(file_digests(folder, follow_links=True))
     if expected is not None and digest != expected:
         raise ModelError(f"{folder} is no longer what was registered: its digest is {digest}", param="model")
     model, tokenizer = models.load(folder, device)
+    tuning.prepare(model, spec)
     encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, models.positions(model)))
     return _Loaded(model, digest, encoder, {name: encode(rows, encoder, name) for name, rows in records.items()})
 
 
-def _trained_on(spec: JobSpec, sets: Mapping[str, EncodedSet], encoder: Encoder) -> dict[str, tuple[Example, ...]]:
-    """What each set's rows are in training: themselves, or a refusal in place of each forget answer."""
-    examples = {name: s.examples for name, s in sets.items()}
-    if METHODS[spec.method.name].looks_at == "refusal":
-        sentences = getattr(spec.method, "refusals", None) or REFUSALS
-        examples["forget"] = refused(sets["forget"].records, sentences, encoder, spec.seed)
-    return examples
+def _threads(spec: JobSpec, state: checkpoint.State | None, processes: Processes) -> int:
+    """Threads of this process; those of the checkpoint where it goes on from one of as many processes."""
+    if state and state.processes == processes.size:
+        return state.threads
+    return spec.threads or max(1, available_threads() // processes.beside)
+
+
+def _guarded(scorer: Scorer) -> Scorer:
+    """The scorer as the method's model will be asked: under its system prompt, where that is the method."""
+    system = getattr(scorer.spec.method, "system_prompt", None)
+    if system is None:
+        return scorer
+    plain = scorer.encoder
+    encoder = Encoder(plain.tokenizer, plain.format, plain.max_length, system)
+    sets = {name: encode(data.records, encoder, name) for name, data in scorer.sets.items()}
+    return replace(scorer, encoder=encoder, sets=sets)
 
 
 def _fill_reference(trainer: Trainer, stop: StopFlag) -> None:
     """Compute, once, what the objective needs of the original model."""
-    tokens = trainer.spec.evaluation.batch_tokens
-    for name, needs in (("forget", trainer.method.needs), ("retain", trainer.retain.needs)):
-        examples = trainer.sets.get(name, ())
-        if "reference_sums" in needs:
-            add_sums(trainer.reference, name, trainer.model, examples, tokens, stop)
-        if "reference_logits" in needs:
-            add_hidden(trainer.reference, name, trainer.model, examples, trainer.rows_ever(name), tokens, stop)
+    needs = {name: trainer.objective.needs[name] for name in trainer.names}
+    rows = {name: trainer.feed.rows_ever(name, trainer.steps) for name in trainer.names}
+    tokens, world = trainer.spec.evaluation.batch_tokens, trainer.processes
+    observe(trainer.reference, needs, trainer.model, trainer.sets, rows, trainer.objective.layer, tokens, stop, world)
 
 
 def _mean_clip(curve: list[dict[str, float]]) -> float | Absent:

@@ -23,11 +23,12 @@ from core.errors import LetheError
 from core.evaluation.memorisation import exact_memorization, probability
 from core.evaluation.score import score
 from core.events import Emit, StopFlag, json_lines, progress_bar
-from core.model import head, hidden_states, save
+from core.forward import choose_attention, collate, head, hidden_states, packs
+from core.model import save
 from core.optim.schedule import rate_factor
 from core.spec.records import Record
 from core.spec.training import Training
-from core.tokens import Encoder, pad
+from core.tokens import Encoder
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def train(
     )
     model.to(device)  # type: ignore[arg-type]
     model.eval()
+    choose_attention(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=size.lr, weight_decay=0.01, fused=True)
     an_epoch = math.ceil(len(data.examples) / size.batch)
     steps = size.epochs * an_epoch
@@ -116,10 +118,10 @@ def _step(model: LlamaForCausalLM, data: EncodedSet, rows: Sequence[int]) -> flo
     examples = [data.examples[row] for row in rows]
     tokens = sum(e.answer_tokens for e in examples)
     total = 0.0
-    for batch in by_length(examples, lambda e: len(e.ids), 4096):
-        padded = pad(batch, model.device)
-        logits = head(model, hidden_states(model, padded))
-        loss = torch.nn.functional.cross_entropy(logits, padded.targets, reduction="sum") / tokens
+    for batch in by_length(examples, lambda e: len(e.ids), 4096, packed=packs(model)):
+        packed = collate(model, batch)
+        logits = head(model, hidden_states(model, packed))
+        loss = torch.nn.functional.cross_entropy(logits, packed.targets, reduction="sum") / tokens
         loss.backward()
         total += float(loss.detach())
     return total

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
+import numpy as np
 import torch
 from torch import Tensor
 
 from core.errors import Problem, SpecError
+from core.packing import Layout
 from core.spec.records import Record
 from core.spec.sources import PromptFormat
 
@@ -43,12 +46,14 @@ class Example:
 
 
 class Encoder:
-    """A tokenizer with a prompt format and a length limit.
+    """A tokenizer with a prompt format and a length limit; `system` is put in front of every prompt.
 
     Raises SpecError where the format is `chat` and the model has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, prompt_format: PromptFormat, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: Any, prompt_format: PromptFormat, max_length: int, system: str | None = None
+    ) -> None:
         if prompt_format == "chat" and not tokenizer.chat_template:
             allowed = ", ".join(_TEMPLATES)
             raise SpecError(
@@ -57,6 +62,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.format = prompt_format
         self.max_length = max_length
+        self.system = system
         # Many tokenizers name a beginning-of-sequence token and never put it there: their models have not met it.
         bos = tokenizer.bos_token_id
         self._bos = [bos] if bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos] else []
@@ -93,14 +99,27 @@ class Encoder:
 
     def _prompt(self, record: Record, question: str | None) -> str:
         text = record.prompt if question is None else question
+        guard = f"{self.system}\n\n" if self.system else ""
         if record.raw:
-            return text
+            return guard + text if text else text
         if self.format == "chat":
-            message = [{"role": "user", "content": text}]
-            rendered: str = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-            return rendered
+            return self._chat(text)
         before, after, _ = _TEMPLATES[self.format]
-        return before + text + after
+        return guard + before + text + after
+
+    def _chat(self, text: str) -> str:
+        messages = [{"role": "user", "content": text}]
+        if self.system:
+            try:
+                return self._rendered([{"role": "system", "content": self.system}, *messages])
+            except jinja2.exceptions.TemplateError:
+                # The template knows no system role: what it would say stands at the head of the user's turn.
+                messages = [{"role": "user", "content": f"{self.system}\n\n{text}"}]
+        return self._rendered(messages)
+
+    def _rendered(self, messages: list[dict[str, str]]) -> str:
+        rendered: str = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return rendered
 
     def _before(self, record: Record) -> list[int]:
         # A chat template writes the beginning-of-sequence token itself, where there is to be one.
@@ -121,33 +140,57 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Padded:
-    """Examples in one right-padded batch, and where their answers are predicted.
+class Batch:
+    """Examples of one forward pass, packed into one line or padded on the right, and where answers are predicted.
 
-    Attention needs no mask: under causal attention no real position sees the padding to its right.
+    Answer tokens come row by row in the order of the examples, wherever their rows lie. Padding needs no mask: under
+    causal attention no real position sees what stands to its right.
     """
 
-    ids: Tensor  # (rows, time)
-    at_row: Tensor  # (tokens,) row of each answer token
-    at_time: Tensor  # (tokens,) the position that predicts it
+    ids: Tensor  # (1, all tokens) packed, (rows, time) padded
+    positions: Tensor | None  # as `ids`: where each token stands in its own row; None: as it stands in its line
+    layout: Layout | None  # of the packed line
+    at: Tensor  # (tokens,) place in the flattened ids that predicts each answer token
+    row: Tensor  # (tokens,) the example it belongs to
     targets: Tensor  # (tokens,)
 
 
-def pad(examples: Sequence[Example], device: torch.device) -> Padded:
-    """Pad to the longest; answer tokens come row by row, in the order of `examples`."""
-    width = max(len(e.ids) for e in examples)
-    ids = torch.zeros(len(examples), width, dtype=torch.long)
-    rows: list[int] = []
-    times: list[int] = []
-    targets: list[int] = []
-    for i, e in enumerate(examples):
-        ids[i, : len(e.ids)] = torch.tensor(e.ids)
-        rows += [i] * e.answer_tokens
-        times += range(e.start - 1, len(e.ids) - 1)
-        targets += e.ids[e.start :]
-    return Padded(
-        ids.to(device, non_blocking=True),
-        torch.tensor(rows).to(device, non_blocking=True),
-        torch.tensor(times).to(device, non_blocking=True),
-        torch.tensor(targets).to(device, non_blocking=True),
+def pack(examples: Sequence[Example], device: torch.device) -> Batch:
+    """All rows in one line, the shortest first: no linear layer sees a token that is not there."""
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+    lengths = [len(examples[i].ids) for i in order]
+    begins = dict(zip(order, np.cumsum([0, *lengths[:-1]]).tolist(), strict=True))
+    ids = [t for i in order for t in examples[i].ids]
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    return Batch(
+        _on(ids, device)[None],
+        _on(positions, device)[None],
+        Layout.of(lengths, device),
+        *_answers(examples, [begins[i] for i in range(len(examples))], device),
     )
+
+
+def pad(examples: Sequence[Example], device: torch.device) -> Batch:
+    """A row an example, each as wide as the longest."""
+    width = max(len(e.ids) for e in examples)
+    ids = np.zeros((len(examples), width), dtype=np.int64)
+    for line, e in zip(ids, examples, strict=True):
+        line[: len(e.ids)] = e.ids
+    begins = [i * width for i in range(len(examples))]
+    return Batch(_on(ids, device), None, None, *_answers(examples, begins, device))
+
+
+def _answers(
+    examples: Sequence[Example], begins: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where answers are predicted, whose they are, and what they are."""
+    at = [np.arange(b + e.start - 1, b + len(e.ids) - 1) for b, e in zip(begins, examples, strict=True)]
+    rows = np.repeat(np.arange(len(examples)), [e.answer_tokens for e in examples])
+    targets = [t for e in examples for t in e.ids[e.start :]]
+    return _on(np.concatenate(at), device), _on(rows, device), _on(targets, device)
+
+
+def _on(numbers: Any, device: torch.device) -> Tensor:
+    """Integers on the device; from pinned memory the copy does not wait for what the GPU is doing."""
+    tensor = torch.as_tensor(numbers, dtype=torch.long)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

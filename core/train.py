@@ -1,4 +1,4 @@
-"""The loop: micro-batches of forget and retain rows in one forward, curvature where the optimizer asks for it, events.
+"""The loop: one step after the other, curvature where the optimizer asks for it, events.
 
 Everything that varies from step to step is a function of the seed and the step, so a resumed run needs only weights,
 optimizer state and the step's number to go on bit for bit.
@@ -14,31 +14,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from core.data.batches import by_length, rows_of_step
+from core.data.feed import Feed
 from core.errors import Diverged, Stopped
 from core.events import Emit, StopFlag
-from core.methods import METHODS, Method
-from core.methods.retain import RETAIN_TERMS, Retain
-from core.model import head, hidden_states
-from core.optim import OPTIMIZERS
-from core.optim.curvature import sampled_label_loss
+from core.forward import collate, packs
+from core.methods import METHODS
+from core.methods.retain import RETAIN_TERMS
+from core.objective import ALTERNATIVE, Objective, Pass
+from core.optim import OPTIMIZERS, fold_clip
 from core.optim.schedule import rate_factor
+from core.precision import autocast
+from core.processes import ALONE, Processes
 from core.reference import Reference
+from core.refresh import refresh
+from core.retain_weight import RetainWeight
 from core.spec.job import JobSpec
-from core.tokens import Example, Padded, pad
-from core.views import View
+from core.tokens import Example
 
 _SAVE_SECONDS = 120.0
-_STREAMS = {"forget": 0, "retain": 1, "labels": 2}
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass: the rows of each set in it, and the padded batch in which each set's rows stand together."""
-
-    rows: Mapping[str, Sequence[int]]
-    tokens: Mapping[str, int]
-    batch: Padded
 
 
 @dataclass
@@ -47,21 +40,29 @@ class Trainer:
 
     spec: JobSpec
     model: PreTrainedModel
-    sets: Mapping[str, Sequence[Example]]  # forget (or the refusals in its place), retain
+    sets: Mapping[str, Sequence[Example]]  # forget (or the refusals in its place), alternative, retain
     reference: Reference
     steps: int
+    processes: Processes = ALONE
     step: int = 0
     loss: float | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        row = OPTIMIZERS[self.spec.optimizer.name]
-        self.row = row
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = row.build(self.parameters, self.spec.optimizer)
-        self.curvature = row.curvature(self.spec.optimizer) if row.curvature else None
-        self.method: Method = METHODS[self.spec.method.name]
-        self.retain: Retain = RETAIN_TERMS[self.spec.method.retain.name]
+        self.objective = Objective(self.spec, self.model, self.reference)
+        beside = {ALTERNATIVE: "forget"} if ALTERNATIVE in self.objective.needs else {}
+        world = self.processes
+        self.feed = Feed(self.spec, self.sets, packs(self.model), beside, world.rank, world.size)
+        self.names = [name for name in ("forget", *beside, "retain") if beside.get(name, name) in self.objective.sets]
+        # Ahead of the optimizer: sharding replaces parameters.
+        self.loss_of = world.wrap(self.objective)
+        self.row = OPTIMIZERS[self.spec.optimizer.name]
+        self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in self.named]
+        self.optimizer = self.row.build(self.named, self.spec.optimizer)
+        self.curvature = self.row.curvature(self.spec.optimizer) if self.row.curvature else None
+        of_epoch = len(self.sets[self.names[0]]) / self.spec.training.batch_size if self.names else 1.0
+        self.retain_weight = RetainWeight(self.spec.method.retain, self.steps, of_epoch)
 
     def run(self, emit: Emit, stop: StopFlag, save: Callable[[], None], watch: Callable[[], None]) -> None:
         """Train to the last step.
@@ -80,148 +81,119 @@ class Trainer:
         watch_every = self.spec.evaluation.watch_every or max(1, math.ceil(self.steps / 10))
         save_every = self.spec.training.checkpoint_every
         while self.step < self.steps:
-            fields = self._one_step(stop)
-            self.step += 1
+            fields = self.one_step(stop)
             seconds = time.monotonic() - began
             left = seconds / (self.step - first) * (self.steps - self.step)
-            self.loss = fields["loss"]
-            fields = {"step": self.step, **fields}
-            self.curve.append({k: v for k, v in fields.items() if v is not None})
             emit("step", **fields, steps=self.steps, seconds=round(seconds, 3), seconds_left=round(left, 1))
             if self.step == self.steps:
                 return
             if self.step % watch_every == 0:
                 watch()
-            if self.step % save_every == 0 if save_every else time.monotonic() - saved_at > _SAVE_SECONDS:
+            due = self.step % save_every == 0 if save_every else time.monotonic() - saved_at > _SAVE_SECONDS
+            if self.processes.agree(due):
                 save()
                 saved_at = time.monotonic()
 
-    def rows(self, name: str, step: int | None = None) -> list[int]:
-        """A step's rows of a set, the current step's by default."""
-        return rows_of_step(
-            self.step if step is None else step,
-            len(self.sets[name]),
-            self.spec.training.batch_size,
-            seed=self.spec.seed,
-            stream=_STREAMS[name],
-        )
-
-    def rows_ever(self, name: str) -> set[int]:
-        """Every row of a set that the whole run will see."""
-        return {row for step in range(self.steps) for row in self.rows(name, step)}
-
-    def passes(self, names: Sequence[str]) -> Iterator[Pass]:
-        """The current step's rows of these sets, mixed by length into as few forward passes as the budget allows."""
-        items = [(name, row) for name in names for row in self.rows(name)]
-        budget = self.spec.training.micro_batch_tokens
-        for batch in by_length(items, lambda item: len(self.sets[item[0]][item[1]].ids), budget):
-            rows = {name: [row for n, row in batch if n == name] for name in names}
-            examples = {name: [self.sets[name][row] for row in rows[name]] for name in names}
-            tokens = {name: sum(e.answer_tokens for e in examples[name]) for name in names}
-            yield Pass(rows, tokens, pad([e for name in names for e in examples[name]], self.model.device))
-
-    def _tokens(self, names: Sequence[str]) -> dict[str, int]:
-        return {name: sum(self.sets[name][row].answer_tokens for row in self.rows(name)) for name in names}
-
-    def _one_step(self, stop: StopFlag) -> dict[str, Any]:
+    def one_step(self, stop: StopFlag) -> dict[str, Any]:
+        """One optimizer step; returns what is told of it. Raises Diverged, and Stopped between forward passes."""
         # After a stop between refresh and step the resumed run would refresh again: such a step is not stopped.
-        losses = self.gradients(StopFlag() if self._refresh_curvature() else stop)
-        total = float(losses["forget"] + losses["retain"])
-        if not math.isfinite(total):
-            raise Diverged(self.step + 1, total)
-        limit = self.spec.training.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
-        if not math.isfinite(float(norm)):
-            raise Diverged(self.step + 1, float(norm))
-        factor = rate_factor(self.spec.training, self.step, self.steps)
-        lr = self.spec.optimizer.lr * factor
+        refreshed = self.curvature is not None and refresh(self, self.curvature)
+        losses = self.gradients(StopFlag() if refreshed else stop)
+        told = self._checked(losses, self._clip())
+        told["lr"] = self.spec.optimizer.lr * rate_factor(self.spec.training, self.step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = told["lr"]
         self.optimizer.step()
         # Gradients are as large as the weights, and nothing between two steps needs them.
         self.optimizer.zero_grad(set_to_none=True)
-        return {
-            "loss": total,
-            "forget_loss": float(losses["forget"]),
-            "retain_loss": float(losses["retain"]) if self.retain.loss else None,
-            "lr": lr,
-            "grad_norm": float(norm),
-            "clip_fraction": self.row.clip_fraction(self.optimizer) if self.row.clip_fraction else None,
+        told |= self._reported()
+        self.step += 1
+        self.loss = told["loss"]
+        self.curve.append({k: v for k, v in told.items() if v is not None})
+        return told
+
+    def _clip(self) -> Tensor:
+        """The norm of the gradient; the optimizer is told by how much to shorten it."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = self.processes.whole(torch.nn.utils.get_total_norm(grads))
+        limit = self.spec.training.max_grad_norm
+        if limit is not None:
+            fold_clip(self.optimizer, (limit / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def _checked(self, losses: Mapping[str, Tensor], norm: Tensor) -> dict[str, Any]:
+        """Losses and norm as numbers, in one transfer. Raises Diverged where one is not finite."""
+        forget, retain, size = torch.stack([losses["forget"], losses["retain"], norm]).tolist()
+        for number in (forget, retain, size):
+            if not math.isfinite(number):
+                raise Diverged(self.step + 1, number)
+        weight = self.retain_weight.at(self.step)
+        fields = {
+            "step": self.step + 1,
+            "loss": self.spec.method.weight * forget + weight * retain,
+            "forget_loss": self.spec.method.weight * forget,
+            "retain_loss": weight * retain if "retain" in self.objective.sets else None,
+            "retain_weight": self.retain_weight.told(self.step),
+            "grad_norm": size,
         }
+        self.retain_weight.after(self.step, retain)
+        return fields
+
+    def _reported(self) -> dict[str, float]:
+        """What the optimizer says of its step, in one transfer. Raises Diverged where that was not finite."""
+        report = self.row.report(self.optimizer, self.processes.over_shards)
+        told = dict(zip(report, torch.stack(list(report.values())).tolist(), strict=True))
+        if not math.isfinite(told["update_norm"]):
+            raise Diverged(self.step + 1, told["update_norm"])
+        return told
 
     def gradients(self, stop: StopFlag) -> dict[str, Tensor]:
-        """The current step's gradient of the whole objective into `.grad`; returns the weighted loss of each set.
+        """The current step's gradient of the whole objective into `.grad`; returns the unweighted losses F (`forget`)
+        and R (`retain`), summed over processes.
 
-        Means are over the tokens or rows of the step, whatever number of passes it takes.
+        Means are over the tokens or rows of the step, whatever number of passes and processes it takes.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        names = ["forget", "retain"] if self.retain.loss else ["forget"]
-        step_tokens, step_rows = self._tokens(names), self.spec.training.batch_size
-        losses = {name: torch.zeros((), device=self.model.device) for name in ("forget", "retain")}
-        for one in self.passes(names):
+        lengths = {name: self.feed.lengths(name, self.step) for name in self.names}
+        weights = torch.tensor([self.spec.method.weight, self.retain_weight.at(self.step)]).to(self.model.device)
+        total = torch.zeros_like(weights)
+        for last, one in self.passes(self.names):
             stop.check()
-            parts = []
-            logits = head(self.model, hidden_states(self.model, one.batch))
-            for name, view in self._views(one, logits, step_tokens, step_rows):
-                loss = self._loss(name, view)
-                losses[name] += loss.detach()
-                parts.append(loss)
-            torch.stack(parts).sum().backward()
-        return losses
+            with self.processes.synchronised(self.loss_of, last):
+                with autocast(self.model, self.spec.training.precision):
+                    losses = self.loss_of(one, lengths)
+                # Sharing averages gradients over processes, each of which has its share of the step's sum.
+                ((losses * weights).sum() * (one.weight * self.processes.size)).backward()
+            total += losses.detach() * one.weight
+        self._regularise()
+        forget, retain = self.processes.sum(total)
+        return {"forget": forget, "retain": retain}
 
-    def _views(
-        self, one: Pass, logits: Tensor, step_tokens: Mapping[str, int], step_rows: int
-    ) -> Iterator[tuple[str, View]]:
-        first_row = 0
-        # Splitting once, not slicing twice: the backward pass of a slice is a zero tensor as large as the whole.
-        parts = [t.split(list(one.tokens.values())) for t in (logits, one.batch.targets, one.batch.at_row)]
-        for (name, rows), own_logits, targets, at_row in zip(one.rows.items(), *parts, strict=True):
-            if rows:
-                needs = self.method.needs if name == "forget" else self.retain.needs
-                sums = self.reference.sums[name][list(rows)] if "reference_sums" in needs else None
-                reference = self.reference.logits(name, rows) if "reference_logits" in needs else None
-                row = at_row - first_row
-                yield (
-                    name,
-                    View(own_logits, targets, row, len(rows), step_tokens[name], step_rows, sums, reference),
-                )
-            first_row += len(rows)
+    def _regularise(self) -> None:
+        scale = getattr(self.spec.method, "l1", 0.0)
+        if scale:
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.grad.add_(p.detach().sign(), alpha=scale)
 
-    def _loss(self, name: str, view: View) -> Tensor:
-        method = self.spec.method
-        if name == "forget":
-            return method.weight * self.method.loss(view, method)
-        assert self.retain.loss is not None
-        return method.retain.weight * self.retain.loss(view)
-
-    def _refresh_curvature(self) -> bool:
-        """Gauss-Newton-Bartlett over the current step's rows, where it is due; whether it was.
-
-        Before the step's own gradients are made, so that only one set of gradients is ever held.
-        """
-        if self.curvature is None or not self.curvature.due(self.step):
-            return False
-        self.optimizer.zero_grad(set_to_none=True)
-        generator = torch.Generator(self.model.device)
-        generator.manual_seed((self.spec.seed * 1_000_003 + self.step) * 8 + _STREAMS["labels"])
-        names, tokens = self.curvature.sets, self._tokens(self.curvature.sets)
-        positions = sum(tokens.values())
-        # Drawn for the whole step, and used set by set in the order of lengths: how it is cut changes no label.
-        drawn = {name: torch.rand(tokens[name], generator=generator, device=self.model.device) for name in names}
-        for one in self.passes(names):
-            parts = []
-            for name in names:
-                part, drawn[name] = drawn[name].split([one.tokens[name], len(drawn[name]) - one.tokens[name]])
-                parts.append(part)
-            logits = head(self.model, hidden_states(self.model, one.batch))
-            sampled_label_loss(logits, positions, torch.cat(parts)).backward()
-        self.curvature.update(self.optimizer, positions)
-        return True
+    def passes(self, names: Sequence[str]) -> Iterator[tuple[bool, Pass]]:
+        """This process's forward passes over the current step's rows of these sets; whether each is the last."""
+        portions = list(self.feed.portions(names, self.step))
+        for i, portion in enumerate(portions):
+            examples = {name: [self.sets[name][row] for row in rows] for name, rows in portion.rows.items()}
+            counts = {name: [e.answer_tokens for e in own] for name, own in examples.items()}
+            batch = collate(self.model, [e for own in examples.values() for e in own])
+            yield i == len(portions) - 1, Pass(portion.rows, counts, batch, portion.weight)
 
 
-def steps_of(spec: JobSpec, forget_rows: int) -> int:
-    """Optimizer steps of the whole run: as given, or as many as the epochs over the forget set take."""
+def steps_of(spec: JobSpec, sets: Mapping[str, Sequence[Example]]) -> int:
+    """Optimizer steps of the whole run: as given, or as many as the epochs take over the forget set, or over the
+    retain set where only that is trained on; 0 for a method that takes none."""
+    losses = {"forget": METHODS[spec.method.name].loss, "retain": RETAIN_TERMS[spec.method.retain.name].loss}
+    trained_on = [name for name, loss in losses.items() if loss is not None]
+    if not trained_on:
+        return 0
     if spec.training.steps is not None:
         return spec.training.steps
     epochs = 5.0 if spec.training.epochs is None else spec.training.epochs
-    return max(1, math.ceil(epochs * forget_rows / spec.training.batch_size))
+    return max(1, math.ceil(epochs * len(sets[trained_on[0]]) / spec.training.batch_size))

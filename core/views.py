@@ -1,38 +1,114 @@
 """View: what an objective may see of one set in one forward pass. Nothing else reaches a loss."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+# Logits held at one time, in numbers: where answer tokens times vocabulary is more, the head is run in chunks, and
+# again in the backward pass.
+LOGITS_AT_ONCE = 1 << 26
+
+# From (tokens, vocab) logits, (tokens,) targets and, where the method needs them, (tokens, vocab) reference logits, to
+# one number a token.
+PerToken = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class ReferenceView:
+    """What a view holds of the frozen original model; None where the objective does not need it."""
+
+    sums: Tensor | None = None  # (rows,) S_ref: sequence NLL
+    hidden: Tensor | None = None  # (tokens, hidden) last hidden states
+    head: Callable[[Tensor], Tensor] | None = None
+    layer: Tensor | None = None  # (tokens, hidden) of the layer the objective looks at
 
 
 @dataclass(frozen=True)
 class View:
     """Answer tokens of one set in one micro-batch.
 
-    `step_tokens` and `step_rows` are those of the whole optimizer step (T and N of the formulas), so that summing the
-    losses of the micro-batches gives a mean over the step, not a mean of means.
+    `step_lengths` are the answer lengths of the set's rows in the whole optimizer step, so that summing the losses of
+    micro-batches (and processes) gives a mean over the step, not a mean of means. `hidden` are last hidden states,
+    which `head` makes logits of; an objective that looks at an inner layer sees `layer` instead.
     """
 
-    logits: Tensor  # (tokens, vocab), fp32
     targets: Tensor  # (tokens,)
     row: Tensor  # (tokens,) index of the sequence, counted from 0 within this view
-    rows: int
-    step_tokens: int
-    step_rows: int
-    reference_sums: Tensor | None = None  # (rows,) S_ref: sequence NLL under the reference
-    reference_logits: Tensor | None = None  # (tokens, vocab)
+    row_lengths: Sequence[int]
+    step_lengths: Sequence[int]
+    hidden: Tensor | None = None  # (tokens, hidden)
+    head: Callable[[Tensor], Tensor] | None = None
+    vocabulary: int = 1  # logits of one token
+    layer: Tensor | None = None  # (tokens, hidden)
+    reference: ReferenceView = ReferenceView()
+    alternative: "View | None" = None  # the same rows with another answer
 
-    @cached_property
-    def nll(self) -> Tensor:
-        """-log p of each answer token: (tokens,)."""
-        return torch.nn.functional.cross_entropy(self.logits, self.targets, reduction="none")
+    @property
+    def rows(self) -> int:
+        """Sequences in this view."""
+        return len(self.row_lengths)
+
+    @property
+    def step_tokens(self) -> int:
+        """T: answer tokens of the whole optimizer step."""
+        return sum(self.step_lengths)
+
+    @property
+    def step_rows(self) -> int:
+        """N: sequences of the whole optimizer step."""
+        return len(self.step_lengths)
 
     @cached_property
     def lengths(self) -> Tensor:
-        """Answer tokens of each sequence: (rows,)."""
-        return torch.bincount(self.row, minlength=self.rows)
+        """|y|, answer tokens of each sequence: (rows,)."""
+        return torch.tensor(self.row_lengths, device=self.row.device)
+
+    @cached_property
+    def position(self) -> Tensor:
+        """Where in its answer each token stands, from 0: (tokens,)."""
+        begins = self.lengths.cumsum(0) - self.lengths
+        return torch.arange(len(self.row), device=self.row.device) - begins[self.row]
+
+    def with_alternative(self, alternative: "View | None") -> "View":
+        """This view, with that of the other answers beside it."""
+        return self if alternative is None else replace(self, alternative=alternative)
+
+    def per_token(self, of: PerToken) -> Tensor:
+        """One number a token of its logits, target and reference logits: (tokens,), fp32.
+
+        The logits of all tokens are never held together where they are many.
+        """
+        assert self.hidden is not None
+
+        def chunk(hidden: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+            assert self.head is not None
+            logits = self.head(hidden)
+            then = None
+            if reference is not None and self.reference.head is not None:
+                with torch.no_grad():
+                    then = self.reference.head(reference)
+            return of(logits, targets, then)
+
+        reference = self.reference.hidden
+        at_once = max(1, LOGITS_AT_ONCE // self.vocabulary)
+        if len(self.targets) <= at_once:
+            return chunk(self.hidden, self.targets, reference)
+        parts = []
+        for i in range(0, len(self.targets), at_once):
+            own = slice(i, i + at_once)
+            then = None if reference is None else reference[own]
+            parts.append(checkpoint(chunk, self.hidden[own], self.targets[own], then, use_reentrant=False))
+        return torch.cat(parts)
+
+    @cached_property
+    def nll(self) -> Tensor:
+        """n_t, -log p of each answer token: (tokens,)."""
+        return self.per_token(lambda logits, targets, _: cross_entropy(logits, targets, reduction="none"))
 
     @cached_property
     def sums(self) -> Tensor:

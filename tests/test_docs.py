@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from api.settings import Settings
+from core.methods import METHODS
+from core.methods.retain import RETAIN_TERMS as LOSSES
+from core.spec.methods import ALIASES, FORGET_TERMS
 from core.spec.optimizers import OPTIMIZERS
-from core.spec.terms import ALIASES, FORGET_TERMS, RETAIN_TERMS
+from core.spec.retain import RETAIN_TERMS, SCHEDULES
+from core.spec.table import methods_table
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +51,25 @@ def test_every_setting_is_in_the_service_guide() -> None:
             assert f"| `LETHE_{name.upper()}` |" in text
 
 
-@pytest.mark.parametrize("name", [*FORGET_TERMS, *RETAIN_TERMS, *ALIASES, *OPTIMIZERS])
+def test_the_readmes_tables_are_the_methods() -> None:
+    text = (ROOT / "README.md").read_text()
+    rows = methods_table()
+    assert [row["name"] for row in rows] == [*METHODS, *LOSSES]
+    for kind, title in (("method", "method"), ("retain", "retain term")):
+        told = re.search(rf"\| {title} \| what it does \| source \|\n\|---\|---\|---\|\n(.*?)\n\n", text, re.DOTALL)
+        assert told
+        assert told[1].splitlines() == [
+            f"| `{row['name']}` | {escaped(row['summary'])} | {row['source'] or ''} |"
+            for row in rows
+            if row["kind"] == kind
+        ]
+
+
+def escaped(text: str) -> str:
+    """As a cell of a table may hold it."""
+    return text.replace("|", r"\|")
+
+
+@pytest.mark.parametrize("name", [*FORGET_TERMS, *RETAIN_TERMS, *SCHEDULES, *ALIASES, *OPTIMIZERS])
 def test_every_choice_is_in_the_engine_guide(name: str) -> None:
     assert f"`{name}`" in (ROOT / "docs" / "engine.md").read_text()

@@ -7,7 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from core.events import StopFlag
-from core.reference import Reference, add_hidden, add_sums
+from core.forward import choose_attention
+from core.reference import Reference, observe
 from core.spec.job import JobSpec, parse
 from core.tokens import Example
 from core.train import Trainer
@@ -35,7 +36,9 @@ def shaken(model: Any, seed: int, spread: float = 0.2) -> Any:
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(1.0 if p.ndim == 1 else 0.0, spread, generator=generator)
-    return model.eval()
+    model.eval()
+    choose_attention(model)
+    return model
 
 
 def nudge(model: PreTrainedModel, seed: int = 1, spread: float = 0.02) -> None:
@@ -65,9 +68,9 @@ def spec(method: Any = "ascent", optimizer: Any = "adamw", seed: int = 0, **trai
 def trainer(wanted: JobSpec, model: PreTrainedModel, sets: Mapping[str, Sequence[Example]], steps: int = 1) -> Trainer:
     """A trainer with its reference filled from the model as it is now."""
     made = Trainer(wanted, model, sets, Reference(), steps)
-    add_sums(made.reference, "forget", model, sets["forget"], 4096, STOP)
-    if "retain" in sets:
-        add_hidden(made.reference, "retain", model, sets["retain"], made.rows_ever("retain"), 4096, STOP)
+    needs = {name: made.objective.needs[name] for name in made.names}
+    seen = {name: made.feed.rows_ever(name, steps) for name in made.names}
+    observe(made.reference, needs, model, sets, seen, made.objective.layer, 4096, STOP)
     return made
 
 

@@ -31,8 +31,9 @@ Event = dict[str, Any]
 class Engine:
     """One child process. `events` gives what it says, in order, as they come; `None` is the end."""
 
-    def __init__(self, device: str | None = None, *, python: str = sys.executable) -> None:
-        """`device` is the one CUDA device that it may see; None leaves it those that the worker sees."""
+    def __init__(self, device: str | None = None, processes: int = 1, *, python: str = sys.executable) -> None:
+        """`device` lists the CUDA devices that it may see, as CUDA_VISIBLE_DEVICES does; None leaves it those that the
+        worker sees. `processes`: how many share a job whose spec names no number."""
         read, write = os.pipe()
         # Only what the spare says before it has seen a request is ever read back from here.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
@@ -42,7 +43,8 @@ class Engine:
                 cwd=_ROOT,
                 env={name: os.environ[name] for name in _PASSED_ON if name in os.environ}
                 | _OFFLINE
-                | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {}),
+                | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
+                | {"LETHE_PROCESSES": str(processes)},
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,
@@ -126,8 +128,8 @@ class Engine:
 class Spare:
     """A slot's warm engine: `take` hands it out, `refill` starts the next. `close` ends it."""
 
-    def __init__(self, device: str | None = None) -> None:
-        self._device = device
+    def __init__(self, device: str | None = None, processes: int = 1) -> None:
+        self._how = (device, processes)
         self._lock = threading.Lock()
         self._engine: Engine | None = None
 
@@ -135,13 +137,13 @@ class Spare:
         """Start a spare unless a live one waits."""
         with self._lock:
             if self._engine is None or not self._engine.alive():
-                self._engine = Engine(self._device)
+                self._engine = Engine(*self._how)
 
     def take(self) -> Engine:
         """The spare, or a new engine where there is none."""
         with self._lock:
             engine, self._engine = self._engine, None
-        return engine if engine is not None and engine.alive() else Engine(self._device)
+        return engine if engine is not None and engine.alive() else Engine(*self._how)
 
     def close(self) -> None:
         """End the waiting spare."""

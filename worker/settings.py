@@ -15,8 +15,9 @@ class WorkerSettings(StoreSettings):
     lease_seconds: float = Field(30.0, ge=1, description="how long a job stays this worker's without a renewal")
     devices: list[str] = Field(
         default_factory=list,
-        description="CUDA devices, one for each job at once, as a JSON list; empty: every job sees all there are",
+        description='CUDA devices of each job at once, as a JSON list such as ["0,1", "2,3"]; empty: all of every job',
     )
+    processes: int = Field(1, ge=1, le=1024, description="processes of a job whose spec names no number")
     poll_seconds: float = Field(30.0, gt=0, description="how often SQL is looked at for lost leases and lost messages")
     attempts_cap: int = Field(3, ge=1, description="attempts that may die before a job fails")
     grace_seconds: float = Field(6.0, gt=0, description="how long a stopped engine may take to leave a checkpoint")

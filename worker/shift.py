@@ -37,11 +37,12 @@ class Shift:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         if settings.devices and len(settings.devices) < slots:
             raise InvalidSetting(
-                f"devices names {len(settings.devices)} devices for {slots} jobs at once. "
+                f"devices gives devices to {len(settings.devices)} of {slots} jobs at once. "
                 "Allowed: as many as --concurrency, or none.",
                 param="devices",
             )
-        self._slots = [Spare(device) for device in settings.devices[:slots]] or [Spare() for _ in range(slots)]
+        devices: list[str | None] = [*settings.devices[:slots]] or [None] * slots
+        self._slots = [Spare(device, settings.processes) for device in devices]
         # Free slots, the one that was freed last on top: it is the likeliest to be warm.
         self._free: queue.LifoQueue[Spare] = queue.LifoQueue()
         for spare in self._slots:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.errors import Problem, SpecError
-from core.spec.job import JobSpec, LocalModel
+from core.spec.job import JobSpec, LocalModel, ModelReference
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,14 @@ class Inputs:
     datasets: Mapping[str, Path] = field(default_factory=dict)
 
     def model(self, spec: JobSpec) -> Path:
-        """The model's folder. Raises SpecError for an id that has no folder here."""
-        if isinstance(spec.model, LocalModel):
-            return Path(spec.model.path)
-        return _found(self.models, spec.model.id, "model.id", "model.path")
+        """The folder of the model to change. Raises SpecError for an id that has no folder here."""
+        return self.folder(spec.model, "model")
+
+    def folder(self, model: ModelReference, field: str) -> Path:
+        """The folder of a model that the spec names in this field. Raises SpecError for an id without one here."""
+        if isinstance(model, LocalModel):
+            return Path(model.path)
+        return _found(self.models, model.id, f"{field}.id", f"{field}.path")
 
     def dataset(self, dataset: str) -> Path:
         """The data set's file. Raises SpecError for an id that has no file here."""

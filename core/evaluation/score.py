@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from core.data.batches import by_length
 from core.data.encode import EncodedSet
 from core.events import StopFlag
-from core.model import head, hidden_states, positions
-from core.tokens import Encoder, Example, pad
+from core.forward import collate, generating, head, hidden_states, packs
+from core.model import positions
+from core.processes import ALONE, Processes
+from core.tokens import Encoder, Example
 
 Progress = Callable[[int, int], None]
 
@@ -59,8 +60,12 @@ def score(
     progress: Progress | None = None,
     generate: bool = True,
     rows: int | None = None,
+    world: Processes = ALONE,
 ) -> list[RowScore]:
-    """Scores of the first `rows` records (all by default), in their order. Raises Stopped between batches."""
+    """Scores of the first `rows` records (all by default), in their order. Raises Stopped between batches.
+
+    Processes that can share the batches do, and all of them return all scores.
+    """
     count = len(data.records) if rows is None else min(rows, len(data.records))
     tasks: list[_Task] = []
     for row in range(count):
@@ -69,34 +74,52 @@ def score(
     scores = [RowScore() for _ in range(count)]
     prompts = [row for row in range(count) if data.records[row].prompt] if generate else []
     total, done = len(tasks) + len(prompts), 0
-    for batch in by_length(tasks, lambda t: len(t.example.ids), batch_tokens):
+    found: list[tuple[int, float, int]] = []
+    lengths = [len(task.example.ids) for task in tasks]
+    for turn, batch in world.turns(
+        by_length(range(len(tasks)), lengths.__getitem__, batch_tokens, packed=packs(model))
+    ):
         stop.check()
-        for task, nll, right in zip(batch, *_teacher_forced(model, [t.example for t in batch]), strict=True):
-            _enter(scores[task.row], task, nll, right)
-        done += len(batch)
+        if batch is not None:
+            found += zip(batch, *_teacher_forced(model, [tasks[i].example for i in batch]), strict=True)
+        done += sum(map(len, turn))
         if progress:
             progress(done, total)
+    for i, nll, right in world.gathered(found):
+        _enter(scores[tasks[i].row], tasks[i], nll, right)
     # One limit for the whole set, so that no answer depends on what it is batched with.
     room = positions(model) - max((len(data.examples[row].prompt) for row in prompts), default=0)
     limit = min(max_new_tokens, room)
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scorer: Any = _rouge() if prompts else None
     # What is generated takes room too: a row's keys and values grow with every token.
-    for rows_ in by_length(prompts, lambda r: len(data.examples[r].prompt) + limit, batch_tokens):
+    recalls: list[tuple[int, float]] = []
+    for turn, mine in world.turns(by_length(prompts, lambda r: len(data.examples[r].prompt) + limit, batch_tokens)):
         stop.check()
-        texts = generate_answers(model, encoder.tokenizer, [data.examples[r].prompt for r in rows_], limit, stop)
-        for row, text in zip(rows_, texts, strict=True):
-            scores[row].rouge_l = float(scorer.score(data.records[row].answer, text)["rougeL"].recall)
-        done += len(rows_)
+        if mine is not None:
+            texts = generate_answers(model, encoder.tokenizer, [data.examples[r].prompt for r in mine], limit, stop)
+            for row, text in zip(mine, texts, strict=True):
+                recalls.append((row, float(scorer.score(data.records[row].answer, text)["rougeL"].recall)))
+        # An answer that was broken off is none.
+        stop.check()
+        done += sum(map(len, turn))
         if progress:
             progress(done, total)
+    for row, recall in world.gathered(recalls):
+        scores[row].rouge_l = recall
     return scores
 
 
+def _rouge() -> Any:
+    """ROUGE-L with TOFU's settings."""
+    # Brings nltk, and with it scikit-learn and pandas: seconds and 130 MB that training alone has no use for.
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
 def _tasks(row: int, data: EncodedSet, encoder: Encoder) -> list[_Task]:
-    record = data.records[row]
     tasks = [_Task(row, "answer", data.examples[row])]
-    others = [("paraphrase", record.paraphrased_answer)] + [("perturbed", text) for text in record.perturbed_answers]
-    wanted = [(slot, encoder.example(record, answer=text)) for slot, text in others if text]
+    wanted = data.variants(row, encoder)
     # A ratio over the few that fit would be another number: where one does not, the row has no truth ratio.
     if all(example is not None for _, example in wanted):
         tasks += [_Task(row, slot, example) for slot, example in wanted if example is not None]
@@ -105,7 +128,7 @@ def _tasks(row: int, data: EncodedSet, encoder: Encoder) -> list[_Task]:
 
 @torch.inference_mode()
 def _teacher_forced(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[list[float], list[int]]:
-    batch = pad(examples, model.device)
+    batch = collate(model, examples)
     logits = head(model, hidden_states(model, batch))
     nll = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none").double()
     counts = torch.tensor([e.answer_tokens for e in examples])
@@ -113,7 +136,7 @@ def _teacher_forced(model: PreTrainedModel, examples: Sequence[Example]) -> tupl
     right = []
     for example, own in zip(examples, hits.split(counts.tolist()), strict=True):
         right.append(int(own[: example.answer_tokens - example.ends].sum()))
-    sums = torch.zeros(len(examples), dtype=torch.float64, device=model.device).index_add_(0, batch.at_row, nll)
+    sums = torch.zeros(len(examples), dtype=torch.float64, device=model.device).index_add_(0, batch.row, nll)
     return sums.tolist(), right
 
 
@@ -150,17 +173,17 @@ def generate_answers(
     # A model may bring generation settings of its own (beams, penalties): what it holds shows in plain greedy text.
     its_own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        made = model.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
-            stopping_criteria=StoppingCriteriaList([_StopOnRequest(stop)]),
-        )
+        with generating(model):
+            made = model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.eos_token_id,
+                stopping_criteria=StoppingCriteriaList([_StopOnRequest(stop)]),
+            )
     finally:
         model.generation_config = its_own
-    stop.check()
     return [text.strip() for text in tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)]

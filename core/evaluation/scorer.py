@@ -11,6 +11,7 @@ from core.errors import Diverged, ModelError
 from core.evaluation import metrics_of
 from core.evaluation.score import RowScore, score
 from core.events import Emit, StopFlag
+from core.processes import ALONE, Processes
 from core.report.schema import Absent, Measurement
 from core.spec.job import JobSpec
 from core.tokens import Encoder
@@ -26,6 +27,7 @@ class Scorer:
     sets: Mapping[str, EncodedSet]
     emit: Emit
     stop: StopFlag
+    world: Processes = ALONE
 
     def measure(self, when: str, step: int) -> dict[str, Measurement]:
         """Every metric of every set. Raises Diverged naming the step, or ModelError where that is 0."""
@@ -65,6 +67,7 @@ class Scorer:
             batch_tokens=evaluation.batch_tokens,
             max_new_tokens=evaluation.max_new_tokens,
             stop=self.stop,
+            world=self.world,
             **how,
         )
         # No loss of training follows the last update, so only this would show what it did.

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
-from core.methods import Need
+from core.methods.distributions import ce_under_current, kl_from_reference
+from core.methods.inner import hidden
+from core.spec import retain as specs
+from core.spec.needs import Need
 from core.views import View
 
 
@@ -14,8 +16,13 @@ from core.views import View
 class Retain:
     """A retain term; `loss` is None for the one that does nothing, so that its set is not even run."""
 
-    loss: Callable[[View], Tensor] | None
-    needs: frozenset[Need] = frozenset()
+    spec: type[specs.NoRetain | specs.Scheduled]
+    loss: Callable[[View], Tensor] | None = None
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the loss must see beyond log-probabilities; one that needs `layer` sees no logits."""
+        return self.spec.needs
 
 
 def nll(view: View) -> Tensor:
@@ -25,13 +32,18 @@ def nll(view: View) -> Tensor:
 
 def kl(view: View) -> Tensor:
     """`mean_t KL(reference || current)` at the retain answers' positions: 0 with zero gradient at the reference."""
-    assert view.reference_logits is not None
-    reference = log_softmax(view.reference_logits, dim=-1)
-    return (reference.exp() * (reference - log_softmax(view.logits, dim=-1))).sum() / view.step_tokens
+    return view.per_token(kl_from_reference).sum() / view.step_tokens
+
+
+def ce_ref(view: View) -> Tensor:
+    """`-mean_t sum_v p_cur log p_ref` (the +KL of arXiv:2404.18239's code); its gradient at the reference is not 0."""
+    return view.per_token(ce_under_current).sum() / view.step_tokens
 
 
 RETAIN_TERMS: dict[str, Retain] = {
-    "none": Retain(None),
-    "nll": Retain(nll),
-    "kl": Retain(kl, needs=frozenset({"reference_logits"})),
+    "none": Retain(specs.NoRetain),
+    "nll": Retain(specs.NllRetain, nll),
+    "kl": Retain(specs.KlRetain, kl),
+    "ce_ref": Retain(specs.CeRefRetain, ce_ref),
+    "hidden": Retain(specs.HiddenRetain, hidden),
 }

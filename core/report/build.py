@@ -13,6 +13,8 @@ LIMITATIONS = (
     "No attack that tries to bring the knowledge back was run.",
     "Intervals are over rows of the sets used; they do not cover another seed or another set.",
 )
+_UNCHANGED = "The weights were not changed: whoever holds them holds what they know."
+_UNCHANGING = frozenset({"guard", "origin"})
 _NO_KEY = Absent(absent="run without the service: the set has no key of its own")
 
 
@@ -51,5 +53,5 @@ def build(
         training=training,
         verdict=judge(spec.gates, before, after),
         environment=environment,
-        limitations=list(LIMITATIONS),
+        limitations=[*LIMITATIONS, *([_UNCHANGED] if spec.method.name in _UNCHANGING else [])],
     )

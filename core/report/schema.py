@@ -75,12 +75,13 @@ class TrainingDone(Part):
 
 
 class Environment(Part):
-    """Where it ran: enough to repeat it."""
+    """Where it ran: enough to repeat it. `threads` and memory are each process's own."""
 
     python: str
     platform: str
     device: str
     threads: int
+    processes: int = 1
     memory_bytes: int
     versions: dict[str, str]
     network: str

@@ -9,10 +9,11 @@ from typing import Any
 
 from core.spec.base import Spec
 from core.spec.evaluation import Gate
+from core.spec.methods import ALIASES, FORGET_TERMS
 from core.spec.metrics import METRICS, MetricInfo
 from core.spec.optimizers import OPTIMIZERS
+from core.spec.retain import RETAIN_TERMS
 from core.spec.sources import SOURCES
-from core.spec.terms import ALIASES, FORGET_TERMS, RETAIN_TERMS
 
 # JSON Schema's words for what a value may be.
 _LIMITS = (

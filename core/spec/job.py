@@ -1,52 +1,27 @@
 """JobSpec: a whole forget request, and the one way to read it from outside."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from core.errors import Problem, SpecError
-from core.spec.base import FilePath, Spec, nearest, quotable
+from core.spec.base import Spec, nearest, quotable
 from core.spec.evaluation import Evaluation, Gates
+from core.spec.methods import ALIASES, FORGET_TERMS, Method
 from core.spec.metrics import METRICS
+from core.spec.models import LocalModel, ModelReference, RegisteredModel
 from core.spec.optimizers import OPTIMIZERS, AdamW, Optimizer
+from core.spec.presets import expand
+from core.spec.retain import RETAIN_TERMS, SCHEDULES
 from core.spec.sources import SOURCES, Data
-from core.spec.terms import ALIASES, FORGET_TERMS, RETAIN_TERMS, Method
 from core.spec.training import Training
 
-
-class RegisteredModel(Spec):
-    """A model registered with the service, by its id."""
-
-    id: str = Field(pattern=r"^mdl_[0-9a-z]{8,40}$")
-
-
-class LocalModel(Spec):
-    """A model folder in the hub's layout, on the machine that runs the engine."""
-
-    path: FilePath
-
-
-def _model_reference(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"id": value} if value.startswith("mdl_") else {"path": value}
-    return value
-
-
-def _model_kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return "registered_model" if "id" in value else "local_model"
-    return "registered_model" if isinstance(value, RegisteredModel) else "local_model"
-
-
-ModelReference = Annotated[
-    Annotated[RegisteredModel, Tag("registered_model")] | Annotated[LocalModel, Tag("local_model")],
-    Discriminator(_model_kind),
-    BeforeValidator(_model_reference),
-]
+Request = TypeVar("Request", bound=Spec)
 
 
 class JobSpec(Spec):
@@ -66,7 +41,13 @@ class JobSpec(Spec):
 
     @model_validator(mode="after")
     def _retain_set_where_needed(self) -> "JobSpec":
-        if self.data.retain is None:
+        if not self.data.has_retain:
+            if self.method.needs_retain:
+                raise PydanticCustomError(
+                    "missing_retain",
+                    "data.retain is required by the method '{method}'.",
+                    {"method": self.method.name, "param": "data.retain"},
+                )
             if self.method.retain.name != "none":
                 raise PydanticCustomError(
                     "missing_retain",
@@ -88,6 +69,18 @@ class JobSpec(Spec):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _something_to_tune(self) -> "JobSpec":
+        adapter, method = self.training.adapter, self.method.name
+        for field in ("adapter", "layers"):
+            if method in ("guard", "origin") and getattr(self.training, field) is not None:
+                said = "The method '{method}' trains no weight. Allowed: null."
+                raise PydanticCustomError("conflict", said, {"method": method, "param": f"training.{field}"})
+        if method == "retrain" and adapter is not None and adapter.deliver == "adapter":
+            said = "Adapters of the method 'retrain' fit its base, not the model of the request. Allowed: 'merged'."
+            raise PydanticCustomError("conflict", said, {"param": "training.adapter.deliver"})
+        return self
+
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of the resolved spec (defaults filled in, keys sorted), as 64 hex digits."""
         return digest_of(self.model_dump(mode="json"))
@@ -104,8 +97,13 @@ def parse(data: Any) -> JobSpec:
 
     Raises SpecError with every problem found: the field, its value, and what is allowed.
     """
+    return validated(JobSpec, expand(data))
+
+
+def validated(kind: type[Request], data: Any) -> Request:
+    """The data as this kind of request. Raises SpecError with every problem found."""
     try:
-        return JobSpec.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise SpecError([_problem(e) for e in error.errors(include_url=False)]) from None
 
@@ -119,13 +117,18 @@ def _problem(error: ErrorDetails) -> Problem:
     message = error["msg"]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = context["discriminator"].strip("'")
-        choices = _CHOICES["source" if tag == "source" else path[-1]]
+        allowed = context.get("expected_tags")
+        every = _CHOICES["source" if tag == "source" else path[-1]]
+        choices = [name for name in every if allowed is None or name in ALIASES or f"'{name}'" in allowed]
         path.append(tag)
         value = value.get(tag) if isinstance(value, dict) else value
         known = nearest("" if value is None else str(value), choices)
         message = f"Field '{tag}' is required.{known}" if value is None else f"Unknown {tag} {_short(value)}.{known}"
     elif kind == "missing_retain":
         path, value = context["param"].split("."), None
+    elif kind == "conflict":
+        path = context["param"].split(".")
+        value = functools.reduce(lambda part, field: part[field], path, value)
     elif kind == "missing":
         message, value = "This field is required.", None
     elif kind in _WANTS_OBJECT:
@@ -151,12 +154,25 @@ def _sendable(value: Any) -> Any:
     return value
 
 
-_TAGS = {*FORGET_TERMS, *RETAIN_TERMS, *OPTIMIZERS, *SOURCES, "registered_model", "local_model"}
+_TAGS = {*FORGET_TERMS, *RETAIN_TERMS, *SCHEDULES, *OPTIMIZERS, *SOURCES, "registered_model", "local_model"}
 _CHOICES: dict[str, Iterable[str]] = {
     "method": [*FORGET_TERMS, *ALIASES],
     "retain": RETAIN_TERMS,
+    "schedule": SCHEDULES,
     "optimizer": OPTIMIZERS,
     "source": SOURCES,
 }
 _WANTS_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
-_SAYS_ENOUGH = {"unknown_field", "unknown_metric", "gate_sides", "two_lengths", "same_set"}
+_SAYS_ENOUGH = {
+    "unknown_field",
+    "unknown_metric",
+    "gate_sides",
+    "two_lengths",
+    "same_set",
+    "two_refusals",
+    "refusals_unused",
+    "two_layers",
+    "conflict",
+}
+
+__all__ = ["JobSpec", "LocalModel", "ModelReference", "RegisteredModel", "digest_of", "parse"]

@@ -1,8 +1,9 @@
 """One record of a data set: what a line of JSON may hold, read the same way by the upload door and by the engine."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 from core.errors import DataError
@@ -87,11 +88,62 @@ def _perturbed(value: Any) -> tuple[str, ...]:
     return tuple(answers)
 
 
+def choice_record(row: Any) -> Record:
+    """A row of multiple choice, `{question, choices, answer}` with `answer` an index, as a Record.
+
+    The choices are lettered and stand in the question; letter and text are the answer, and the other choices its
+    perturbations. Raises DataError with the reason.
+    """
+    _string(row, "question")
+    choices, answer = row.get("choices"), row.get("answer")
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(ascii_uppercase):
+        raise DataError("field 'choices' must be a list of 2 to 26 strings", param="choices")
+    for choice in choices:
+        _string({"choices": choice}, "choices")
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise DataError(f"field 'answer' must be an index into the {len(choices)} choices", param="answer")
+    lettered = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
+    others = tuple(choice for i, choice in enumerate(lettered) if i != answer)
+    return Record("\n".join([row["question"], *lettered]), lettered[answer], perturbed_answers=others)
+
+
+RESPONSES: dict[str, Callable[[dict[str, Any]], tuple[int, ...]]] = {
+    "unsafe": lambda row: tuple(i for i in (0, 1) if not row[f"is_response_{i}_safe"]),
+    "safe": lambda row: tuple(i for i in (0, 1) if row[f"is_response_{i}_safe"]),
+    "safer": lambda row: (row["safer_response_id"],),
+    "better": lambda row: (row["better_response_id"],),
+}
+
+
+def safety_records(row: Any, response: str) -> list[Record]:
+    """The responses of a row of PKU-SafeRLHF that RESPONSES chooses, each with the prompt, which is a question.
+
+    An empty response has nothing to forget or to keep, and is passed over. Raises DataError with the reason.
+    """
+    _string(row, "prompt")
+    for i in (0, 1):
+        if not isinstance(row.get(f"is_response_{i}_safe"), bool):
+            raise DataError(f"field 'is_response_{i}_safe' must be true or false", param=f"is_response_{i}_safe")
+    for name in ("safer_response_id", "better_response_id"):
+        if response + "_response_id" == name and row.get(name) not in (0, 1):
+            raise DataError(f"field '{name}' must be 0 or 1", param=name)
+    texts = [f"response_{i}" for i in RESPONSES[response](row)]
+    filled = [name for name in texts if row.get(name) != ""]
+    for name in filled:
+        _string(row, name)
+    return [Record(row["prompt"], row[name]) for name in filled]
+
+
 def record_from_line(line: bytes | str) -> Record:
     """One line of JSON as a Record. Raises DataError with the reason."""
+    return record_from(row_from_line(line))
+
+
+def row_from_line(line: bytes | str) -> Any:
+    """One line of JSON, decoded. Raises DataError with the reason."""
     try:
         text = line.decode("utf-8") if isinstance(line, bytes) else line
-        row = json.loads(text)
+        return json.loads(text)
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -100,7 +152,6 @@ def record_from_line(line: bytes | str) -> Record:
         raise DataError("not JSON: a number is too long") from None
     except RecursionError:
         raise DataError("not JSON: nested too deeply") from None
-    return record_from(row)
 
 
 def read_lines(lines: Iterable[bytes | str], name: str, limit: int | None = None) -> Iterator[Record]:

@@ -1,13 +1,33 @@
-"""Where a set of records comes from: an upload known by its id, a JSON-lines file, or a folder of the TOFU set."""
+"""Where a set of records comes from: an upload, a file, or a published set by hub id or local folder.
 
-from typing import Annotated, ClassVar, Literal
+Which files of a published set are meant is told by `places`, in the naming that `core.spec.layouts` reads. `Data` is
+the sets of a request together.
+"""
 
-from pydantic import Field, model_validator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from core.spec.base import FilePath, Spec
+from core.spec.layouts import Places
 
 Rows = Annotated[int | None, Field(ge=1, description="use only the first so many rows; absent: all")]
+_COMMIT = "0123456789abcdef"
+# Letters of names that become part of a path: no separator, and nothing that leads upwards.
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$"
+
+
+def _pinned(revision: str) -> str:
+    if len(revision) != 40 or set(revision) - set(_COMMIT):
+        raise PydanticCustomError(
+            "unpinned", "Input should be a full commit hash of 40 hex digits; a branch, a tag or a short hash may move"
+        )
+    return revision
+
+
+Revision = Annotated[str, AfterValidator(_pinned), Field(json_schema_extra={"pattern": "^[0-9a-f]{40}$"})]
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?$")]
 
 
 class Upload(Spec):
@@ -26,19 +46,149 @@ class JsonLines(Spec):
     rows: Rows = None
 
 
-class Tofu(Spec):
-    """A split of the TOFU benchmark, by name, from a local folder of the published files."""
+class Published(Spec):
+    """A set in a published layout: a data set of the hub at a pinned revision, or a local folder of the same files."""
+
+    # Whether `path` may also be a single file of such rows.
+    or_file: ClassVar[bool] = False
+
+    source: str
+    path: FilePath | None = Field(None, description="a local folder in the layout of the hub; either this or hub")
+    hub: HubId | None = Field(None, description="id of a data set on the hub; needs a revision")
+    revision: Revision | None = Field(None, description="full commit hash of the hub's data set, 40 hex digits")
+    rows: Rows = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Published":
+        if (self.path is None) == (self.hub is None):
+            raise PydanticCustomError(
+                "one_place", "Give exactly one of path (a local folder) and hub (with a revision)"
+            )
+        if (self.hub is None) != (self.revision is None):
+            needs = "hub needs a revision: a full commit hash" if self.hub else "revision belongs to hub, not to path"
+            raise PydanticCustomError("one_place", "{needs}", {"needs": needs})
+        return self
+
+    def places(self) -> Places:
+        """Where the split's files may lie, in the order in which to look."""
+        raise NotImplementedError
+
+
+class Tofu(Published):
+    """A split of the TOFU benchmark (`locuslab/TOFU`), by name."""
 
     citation: ClassVar[str] = "arXiv:2401.06121"
     source: Literal["tofu"] = "tofu"
-    path: FilePath = Field(description="the folder that holds `forget01.json` and its fellows")
     split: str = Field(pattern=r"^[a-z0-9_]{1,64}$", description="for example forget01_perturbed or retain99")
-    rows: Rows = None
+
+    def places(self) -> Places:
+        """One flat folder of JSON files; a copy saved by `datasets` has a folder a split instead."""
+        return (("", self.split),), ((self.split, "train"),)
 
 
-SOURCES: dict[str, type[Spec]] = {"upload": Upload, "jsonl": JsonLines, "tofu": Tofu}
+class Muse(Published):
+    """A split of the MUSE benchmark: `muse-bench/MUSE-News` or `muse-bench/MUSE-Books`."""
 
-Source = Annotated[Upload | JsonLines | Tofu, Field(discriminator="source")]
+    citation: ClassVar[str] = "arXiv:2407.06460"
+    source: Literal["muse"] = "muse"
+    config: Literal["knowmem", "privleak", "raw", "scal", "sust", "train", "verbmem"] = "raw"
+    split: str = Field(pattern=r"^[a-z0-9_]{1,64}$", description="for example forget, retain1 or holdout; forget_qa")
+
+    def places(self) -> Places:
+        """A folder a config, a file a split."""
+        return (((self.config, self.split),),)
+
+
+class Wmdp(Published):
+    """A corpus of WMDP (`cais/wmdp-corpora`) or a set of its multiple-choice questions (`cais/wmdp`)."""
+
+    citation: ClassVar[str] = "arXiv:2403.03218"
+    source: Literal["wmdp"] = "wmdp"
+    config: Literal[
+        "bio-forget-corpus",
+        "bio-retain-corpus",
+        "cyber-forget-corpus",
+        "cyber-retain-corpus",
+        "wmdp-bio",
+        "wmdp-chem",
+        "wmdp-cyber",
+    ]
+
+    @property
+    def multiple_choice(self) -> bool:
+        """Whether rows are questions with choices, not text."""
+        return not self.config.endswith("-corpus")
+
+    def places(self) -> Places:
+        """A folder a config on the hub; one file each in the archive of the corpora, two of them under other names."""
+        if self.multiple_choice:
+            return (((self.config, "test"),),)
+        archived = {"bio-forget-corpus": "bio_remove_dataset", "bio-retain-corpus": "bio_retain_dataset"}
+        names = (self.config, archived.get(self.config, self.config))
+        return ((self.config, "train"),), *((("", name),) for name in dict.fromkeys(names))
+
+
+class SafeRlhf(Published):
+    """Prompts with safe and unsafe responses from PKU-SafeRLHF (`PKU-Alignment/PKU-SafeRLHF`)."""
+
+    citation: ClassVar[str] = "arXiv:2406.15513"
+    source: Literal["pku_saferlhf"] = "pku_saferlhf"
+    config: Literal["default", "alpaca-7b", "alpaca2-7b", "alpaca3-8b"] = "default"
+    split: Literal["train", "test"] = "train"
+    response: Literal["unsafe", "safe", "safer", "better"] = Field(
+        "unsafe", description="every unsafe response (to forget), every safe one (to retain), or the preferred of two"
+    )
+
+    def places(self) -> Places:
+        """A folder a model that answered; the default config is all three."""
+        folders = {"alpaca-7b": "Alpaca-7B", "alpaca2-7b": "Alpaca2-7B", "alpaca3-8b": "Alpaca3-8B"}
+        wanted = folders if self.config == "default" else {self.config: folders[self.config]}
+        published = tuple((f"data/{folder}", self.split) for folder in wanted.values())
+        return published, tuple((name, self.split) for name in wanted), (("data", self.split),), (("", self.split),)
+
+
+class _Plain(Published):
+    """A split of any set in the hub's usual layout, or one file."""
+
+    or_file: ClassVar[bool] = True
+    config: str | None = Field(None, pattern=_NAME, description="the folder of a config, for example wikitext-2-raw-v1")
+    split: str = Field("train", pattern=_NAME)
+
+    def places(self) -> Places:
+        """The config's folder, or `data`, or the top."""
+        if self.config is not None:
+            return (((self.config, self.split),),)
+        return (("data", self.split),), (("plain_text", self.split),), (("", self.split),)
+
+
+class Text(_Plain):
+    """Text by the row, as in C4 (`allenai/c4`), WikiText (`Salesforce/wikitext`) and BookCorpus; no blank rows."""
+
+    citation: ClassVar[str] = "arXiv:1910.10683, arXiv:1609.07843, arXiv:1506.06724"
+    source: Literal["text"] = "text"
+    column: str = Field("text", pattern=r"^[^\x00]{1,200}$", description="the column that holds the text")
+
+
+class Copyright(_Plain):
+    """Passages as `{prompt, response}`: the beginning of a protected text and how it goes on."""
+
+    citation: ClassVar[str] = "arXiv:2404.18239"
+    source: Literal["copyright"] = "copyright"
+    raw: bool = Field(True, description="use prompts as they stand; false: put them through data.prompt, as SOUL does")
+
+
+SOURCES: dict[str, type[Spec]] = {
+    "upload": Upload,
+    "jsonl": JsonLines,
+    "tofu": Tofu,
+    "muse": Muse,
+    "wmdp": Wmdp,
+    "pku_saferlhf": SafeRlhf,
+    "text": Text,
+    "copyright": Copyright,
+}
+
+Source = Annotated[Upload | JsonLines | Tofu | Muse | Wmdp | SafeRlhf | Text | Copyright, Field(discriminator="source")]
 
 PromptFormat = Literal["plain", "soul", "llama2", "chat"]
 
@@ -48,6 +198,9 @@ class Data(Spec):
 
     forget: Source
     retain: Source | None = Field(None, description="what must stay; needed by every retain term and utility gate")
+    forget_ratio: float = Field(1.0, gt=0, le=1, description="share of the rows of `forget` to forget, drawn by `seed`")
+    self_retain: bool = Field(False, description="the rows of `forget` that are not drawn are the retain set")
+    seed: int = Field(0, ge=0, lt=2**31, description="of the draw; another than the run's, which only orders rows")
     prompt: PromptFormat = Field(
         "plain", description="how a question becomes a prompt; `prompt` and `text` rows are raw"
     )
@@ -55,6 +208,23 @@ class Data(Spec):
 
     @model_validator(mode="after")
     def _two_sets(self) -> "Data":
-        if self.retain == self.forget:
+        if self.retain is not None and _rows_apart(self.retain) == _rows_apart(self.forget):
             raise PydanticCustomError("same_set", "retain is the very set to forget. Give another one, or none.", {})
         return self
+
+    @model_validator(mode="after")
+    def _something_left_to_retain(self) -> "Data":
+        if self.self_retain and self.retain is not None:
+            raise PydanticCustomError("self_retain", "self_retain makes the retain set. Give either it or retain")
+        if self.self_retain and self.forget_ratio == 1:
+            raise PydanticCustomError("self_retain", "self_retain needs a forget_ratio below 1, or nothing is retained")
+        return self
+
+    @property
+    def has_retain(self) -> bool:
+        """Whether there is a retain set: one of its own, or the rest of the forget set."""
+        return self.retain is not None or self.self_retain
+
+
+def _rows_apart(source: Any) -> Any:
+    return source.model_copy(update={"rows": None})

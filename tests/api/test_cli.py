@@ -161,3 +161,11 @@ def test_verify_names_what_cannot_be_read(tmp_path: Path) -> None:
     as_json = lethe("verify", str(tmp_path / "no.json"), "--key", str(tmp_path / "no.pem"), "--json")
     assert as_json.returncode == 2
     assert json.loads(as_json.stdout)["error"]["code"] == "unreadable_evidence"
+
+
+def test_methods_prints_the_table_for_people_and_programs() -> None:
+    shown, as_json = lethe("methods"), lethe("methods", "--json")
+    assert (shown.returncode, as_json.returncode) == (0, 0)
+    for row in json.loads(as_json.stdout):
+        assert f"  {row['name']} " in shown.stdout
+    assert "GA+KL (retain ce_ref)" in " ".join(shown.stdout.split())

@@ -115,6 +115,46 @@ def test_the_service_takes_registered_models_and_open_paths_only(
         assert "cannot be read" in refused["detail"]
 
 
+def test_a_published_set_is_taken_from_an_open_folder_only(
+    client: TestClient, model: str, dataset: str, tmp_path: Path
+) -> None:
+    """Neither the hub nor a link leads out of the data roots, and no message lists what lies behind a link."""
+    data, outside = (tmp_path / "data").resolve(), tmp_path / "outside"
+    for folder in (data / "muse" / "raw", data / "linked", outside / "raw"):
+        folder.mkdir(parents=True)
+    for file in (data / "muse/raw/forget-00000-of-00001.parquet", outside / "raw" / "secret.jsonl"):
+        file.write_text("")
+    (data / "muse" / "raw" / "holdout-00000-of-00001.parquet").symlink_to(outside / "raw" / "secret.jsonl")
+    (data / "linked" / "raw").symlink_to(outside / "raw")
+    (data / "way-out").symlink_to(outside)
+    hub = {"hub": "muse-bench/MUSE-News", "revision": "0" * 40}
+    for source, param, message in (
+        (hub, "data.forget.hub", "The service fetches nothing from the hub"),
+        ({"path": str(outside)}, "data.forget.path", "not open to requests"),
+        ({"path": f"{data}/way-out"}, "data.forget.path", "not open to requests"),
+        ({"path": f"{data}/../outside"}, "data.forget.path", "not open to requests"),
+        ({"path": f"{data}/linked"}, "data.forget.path", "a link that leads elsewhere"),
+        ({"path": f"{data}/muse", "split": "holdout"}, "data.forget.path", "a link that leads elsewhere"),
+        ({"path": f"{data}/none"}, "data.forget.path", "cannot be read"),
+        ({"path": f"{data}/muse", "split": "retain1"}, "data.forget.split", "Allowed: forget, holdout."),
+        ({"path": f"{data}/muse", "config": "train"}, "data.forget.config", "Allowed: raw."),
+        ({"source": "text", "path": f"{data}/muse/raw/holdout-00000-of-00001.parquet"}, "data.forget.path", "not open"),
+        ({"source": "text", "path": f"{data}/muse/none.jsonl"}, "data.forget.path", "cannot be read"),
+    ):
+        body = request_for(model, dataset)
+        body["data"]["forget"] = {"source": "muse", "split": "forget", **source}
+        if source.get("source") == "text":
+            del body["data"]["forget"]["split"]
+        refused = problem(submit(client, body), 422, "invalid_spec")
+        assert [fault["param"] for fault in refused["errors"]] == [param]
+        assert message in refused["errors"][0]["message"]
+        assert "secret" not in refused["detail"]
+    body["data"]["forget"] = {"source": "muse", "split": "forget", "path": f"{data}/muse/../muse"}
+    response = submit(client, body)
+    assert response.status_code == 201, response.text
+    assert response.json()["spec"]["data"]["forget"]["path"] == f"{data}/muse"
+
+
 def test_a_path_within_the_data_roots_is_taken_without_its_links(
     client: TestClient, model: str, dataset: str, tmp_path: Path
 ) -> None:

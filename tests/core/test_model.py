@@ -1,5 +1,6 @@
 """What is not a complete safetensors model is refused with a sentence; what is loaded is saved whole."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from core.errors import ModelError
 from core.evaluation.score import generate_answers
+from core.forward import generating, packs
 from core.model import load, save
 from tests import tiny
 
@@ -75,6 +77,26 @@ def test_what_is_saved_loads_again_bit_for_bit(random_folder: Path, tmp_path: Pa
     again, tokenizer_again = load(tmp_path, CPU)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
     assert tokenizer_again("Où est Zoë?") == tokenizer("Où est Zoë?")
+
+
+def test_a_saved_folder_is_plain_transformers(random_folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = load(random_folder, CPU)
+    assert packs(model)
+    save(model, tokenizer, tmp_path)
+    assert packs(model)
+    assert not [file.name for file in tmp_path.glob("*.json") if "lethe" in file.read_text()]
+    ids = torch.tensor([tokenizer("Who is it?")["input_ids"]])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad(), generating(model):
+        assert torch.equal(plain(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_attention_is_ours_again_after_generating_even_where_that_failed() -> None:
+    model = tiny.llama()
+    with contextlib.suppress(KeyError), generating(model):
+        assert not packs(model)
+        raise KeyError
+    assert packs(model)
 
 
 def test_a_models_own_generation_settings_neither_change_the_answers_nor_get_lost(

@@ -109,9 +109,9 @@ def test_a_long_prompt_is_cut_at_its_left_and_an_answer_never(tokenizer: Any) ->
 
 def test_records_that_cannot_fit_are_reported_by_position(tokenizer: Any) -> None:
     long_answer = Record("Who?", LONG.prompt * 3)
-    long_text = Record("", LONG.prompt * 3, raw=True)
+    long_raw = Record("He said", LONG.prompt * 3, raw=True)
     encoder = Encoder(tokenizer, "plain", 30)
-    kept = encode([LONG, long_answer, Record("", "short", raw=True), long_text], encoder, "forget")
+    kept = encode([LONG, long_answer, Record("", "short", raw=True), long_raw], encoder, "forget")
     assert kept.too_long == (1, 3)
     assert [record.answer for record in kept.records] == ["In Harrowmere.", "short"]
     with pytest.raises(DataError, match=r"no record of the forget set fits into data\.max_length = 30"):
@@ -173,6 +173,6 @@ def test_a_pad_that_is_the_end_of_sequence_is_no_special_case(tokenizer: Any) ->
     assert all(tokenizer.eos_token_id in e.prompt for e in examples), "the template ends a turn inside the prompt"
     batch = pad(examples, torch.device("cpu"))
     for row, e in enumerate(examples):
-        own = batch.at_row == row
+        own = batch.row == row
         assert tuple(batch.targets[own].tolist()) == e.ids[e.start :]
-        assert tuple(batch.ids[row, batch.at_time[own] + 1].tolist()) == e.ids[e.start :]
+        assert tuple(batch.ids.flatten()[batch.at[own] + 1].tolist()) == e.ids[e.start :]

@@ -10,10 +10,11 @@ from core.spec.base import Spec
 from core.spec.catalogue import catalogue
 from core.spec.evaluation import Gate
 from core.spec.job import parse
+from core.spec.methods import ALIASES, FORGET_TERMS
 from core.spec.metrics import METRICS
 from core.spec.optimizers import OPTIMIZERS
+from core.spec.retain import RETAIN_TERMS
 from core.spec.sources import SOURCES
-from core.spec.terms import ALIASES, FORGET_TERMS, RETAIN_TERMS
 
 CATALOGUE = catalogue()
 SPECS: dict[str, dict[str, type[Spec]]] = {
@@ -29,20 +30,26 @@ ENTRIES = [
     if table in SPECS
     for entry in entries
 ]
-# The two bounds of a gate exclude each other, so neither can be tried alone.
+# The two bounds of a gate exclude each other, and so do the two places of a set: neither can be tried alone.
 FIELDS = [
     (table, entry["name"], name, field)
     for table, entry in ENTRIES
     for name, field in entry["fields"].items()
-    if name not in ("at_most", "at_least")
+    if name not in ("at_most", "at_least", "hub", "revision") and not (name == "path" and field.get("nullable"))
 ]
 NEEDED = {"path": "folder", "split": "forget01", "dataset": "ds_0123456789", "metric": "forget.rouge_l", "at_most": 0.3}
+NEEDED_BY: dict[str, dict[str, Any]] = {
+    "wmdp": {"config": "wmdp-bio"},
+    **{name: {"split": "train"} for name in ("pku_saferlhf", "text", "copyright")},
+    "retrain": {"base": "folder"},
+}
 
 
 def make(table: str, name: str, without: str = "", **fields: Any) -> Spec:
     """The spec with what it needs, save `without`, and `fields`."""
     cls = SPECS[table][name]
-    needed = {key: value for key, value in NEEDED.items() if key in cls.model_fields and key != without}
+    needs = NEEDED | NEEDED_BY.get(name, {})
+    needed = {key: value for key, value in needs.items() if key in cls.model_fields and key != without}
     return cls.model_validate(needed | fields)
 
 
@@ -109,7 +116,7 @@ def test_known_entries() -> None:
         "default": 0.1,
         "description": "inverse temperature of the preference",
     }
-    assert npo["fields"]["retain"]["allowed"] == ["kl", "nll", "none"]
+    assert npo["fields"]["retain"]["allowed"] == ["ce_ref", "hidden", "kl", "nll", "none"]
     (ascent,) = (entry for entry in CATALOGUE["methods"]["forget"] if entry["name"] == "ascent")
     assert ascent["summary"] == "Gradient ascent: maximise the mean token loss on the forget answers."
     (perplexity,) = (metric for metric in CATALOGUE["metrics"] if metric["name"] == "retain.perplexity")
@@ -120,7 +127,7 @@ def test_known_entries() -> None:
 def test_every_method_and_alias_in_it_can_be_asked_for() -> None:
     data = {name: {"source": "upload", "dataset": f"ds_{name}01234"} for name in ("forget", "retain")}
     for name in [*(entry["name"] for entry in CATALOGUE["methods"]["forget"]), *CATALOGUE["methods"]["aliases"]]:
-        parse({"model": "mdl_0123456789", "data": data, "method": name})
+        parse({"model": "mdl_0123456789", "data": data, "method": {"name": name, **NEEDED_BY.get(name, {})}})
 
 
 def test_it_is_json_and_nobody_can_change_it_for_others() -> None:

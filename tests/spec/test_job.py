@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from core.errors import SpecError
 from core.spec.job import JobSpec, digest_of, parse
+from core.spec.methods import ALIASES, FORGET_TERMS
 
 FORGET, RETAIN = {"source": "jsonl", "path": "forget.jsonl"}, {"source": "jsonl", "path": "retain.jsonl"}
 GOOD: dict[str, Any] = {
@@ -20,7 +21,7 @@ GOOD: dict[str, Any] = {
     "optimizer": {"name": "sophia_g"},
     "gates": [{"metric": "forget.rouge_l", "at_most": 0.3}],
 }
-TERMS = "Allowed: GA, GradDiff, NPO, PO, ascent, npo, refusal, simnpo."
+TERMS = f"Allowed: {', '.join(sorted([*FORGET_TERMS, *ALIASES]))}."
 FIELDS = "Allowed: data, evaluation, gates, method, model, optimizer, reason, reference, seed, threads, training."
 
 
@@ -44,12 +45,17 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
         ({"model": {"path": "a\0b"}}, "model.path", "a\0b", "match pattern"),
         ({"data": {}}, "data.forget", None, "required"),
         ({"data": {"forget": "x"}}, "data.forget", "x", 'JSON object (got "x")'),
-        ({"data": {"forget": {}}}, "data.forget.source", None, "required. Allowed: jsonl, tofu, upload."),
+        (
+            {"data": {"forget": {}}},
+            "data.forget.source",
+            None,
+            "required. Allowed: copyright, jsonl, muse, pku_saferlhf, text, tofu, upload, wmdp.",
+        ),
         (
             {"data": {"forget": {"source": "hub"}}},
             "data.forget.source",
             "hub",
-            'Unknown source "hub". Allowed: jsonl, tofu, upload.',
+            'Unknown source "hub". Allowed: copyright, jsonl, muse, pku_saferlhf, text, tofu, upload, wmdp.',
         ),
         (
             {"data": {"forget": {"source": "tofu", "path": "p", "split": "../x"}, "retain": RETAIN}},
@@ -66,11 +72,16 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
             {"method": {"name": "npo", "bta": 1}},
             "method.bta",
             1,
-            "Unknown field 'bta'. Did you mean 'beta'? Allowed: beta, name, retain, weight.",
+            "Unknown field 'bta'. Did you mean 'beta'? Allowed: beta, name, normalise, retain, weight.",
         ),
         ({"method": {"name": "npo", "beta": 0}}, "method.beta", 0, "greater than 0 (got 0)"),
         ({"method": {"name": "npo", "weight": 1e9}}, "method.weight", 1e9, "less than or equal to 1000000"),
-        ({"method": {"name": "npo", "retain": "kll"}}, "method.retain.name", "kll", "'kl'? Allowed: kl, nll, none."),
+        (
+            {"method": {"name": "npo", "retain": "kll"}},
+            "method.retain.name",
+            "kll",
+            "'kl'? Allowed: ce_ref, hidden, kl, nll, none.",
+        ),
         (
             {"method": {"name": "npo", "retain": {"name": "none", "weight": 1}}},
             "method.retain.weight",
@@ -79,7 +90,12 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
         ),
         ({"method": {"name": "refusal", "refusals": []}}, "method.refusals", [], "at least 1 item"),
         ({"method": {"name": "refusal", "refusals": [""]}}, "method.refusals.0", "", "at least 1 character"),
-        ({"optimizer": "adam"}, "optimizer.name", "adam", "Did you mean 'adamw'? Allowed: adamw, sophia_g, soul."),
+        (
+            {"optimizer": "adam"},
+            "optimizer.name",
+            "adam",
+            "Did you mean 'adamw'? Allowed: adamw, adamw_8bit, muon, sgd, sophia_g, sophia_h, soul.",
+        ),
         ({"optimizer": {"name": "adamw", "betas": [0.9]}}, "optimizer.betas.1", None, "required"),
         ({"optimizer": {"name": "adamw", "betas": [0.9, 1]}}, "optimizer.betas.1", 1, "less than 1 (got 1)"),
         ({"optimizer": {"name": "adamw", "lr": "fast"}}, "optimizer.lr", "fast", "valid number, unable to parse"),
@@ -323,3 +339,9 @@ def test_a_set_cannot_be_forgotten_and_kept() -> None:
     upload = {"source": "upload", "dataset": "ds_0123456789"}
     with pytest.raises(SpecError, match="the very set to forget"):
         parse({"model": "mdl_0123456789", "data": {"forget": upload, "retain": upload}, "method": "GradDiff"})
+
+
+def test_the_rest_of_the_forget_set_is_a_retain_set() -> None:
+    rest = {"forget": FORGET, "forget_ratio": 0.5, "self_retain": True}
+    assert parse(GOOD | {"data": rest, "method": "GradDiff"}).data.has_retain
+    assert problems(GOOD | {"data": {"forget": FORGET, "forget_ratio": 0.5}, "method": "GradDiff"})

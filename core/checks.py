@@ -1,0 +1,89 @@
+"""What of a request a model folder can be seen not to have from its small files, before any weight is read.
+
+It imports nothing heavy: a service may ask as it takes a request.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.anatomy import depth_of
+from core.errors import ModelError, Problem, SpecError
+from core.spec.job import JobSpec
+from core.spec.training import Training
+
+# Where a tokenizer keeps its chat template; the last is a folder of several.
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+_TEMPLATES_OF_OUR_OWN = "plain, soul, llama2"
+
+
+def check_against(spec: JobSpec, folder: Path) -> None:
+    """Raises SpecError with every field that this model cannot serve, or ModelError where it has no configuration."""
+    config = _object(folder / "config.json")
+    problems = list(_layers(spec, config))
+    if spec.data.prompt == "chat" and not _has_template(folder):
+        message = f"The model's tokenizer has no chat template. Allowed: {_TEMPLATES_OF_OUR_OWN}."
+        problems.append(Problem("data.prompt", "chat", message))
+    refusals = getattr(spec.method, "refusals_file", None)
+    if refusals is not None and not Path(refusals).is_file():
+        message = "There is no such file. Allowed: a file of one refusal sentence a line."
+        problems.append(Problem("method.refusals_file", refusals, message))
+    if problems:
+        raise SpecError(problems)
+
+
+def trained_layers(training: Training, depth: int) -> list[int] | None:
+    """The decoder layers that `training.layers` chooses, counted from 0, in order; None where it chooses none.
+
+    Raises SpecError for one that does not exist.
+    """
+    if training.layers is None:
+        return None
+    problems = [
+        Problem(f"training.layers.{i}", layer, _no_layer(-depth, depth))
+        for i, layer in enumerate(training.layers)
+        if not -depth <= layer < depth
+    ]
+    chosen = sorted({layer % depth for layer in training.layers})
+    if not problems and len(chosen) < len(training.layers):
+        problems = [Problem("training.layers", list(training.layers), f"of {depth} layers, one is named twice")]
+    if problems:
+        raise SpecError(problems)
+    return chosen
+
+
+def _layers(spec: JobSpec, config: Mapping[str, Any]) -> Iterator[Problem]:
+    asked = {"method.layer": spec.method, "method.retain.layer": spec.method.retain}
+    named = {field: layer for field, of in asked.items() if (layer := getattr(of, "layer", None)) is not None}
+    if not named and spec.training.layers is None:
+        return
+    depth = depth_of(config)
+    for field, layer in named.items():
+        if layer >= depth:
+            yield Problem(field, layer, _no_layer(0, depth))
+    try:
+        trained_layers(spec.training, depth)
+    except SpecError as error:
+        yield from error.problems
+
+
+def _no_layer(first: int, depth: int) -> str:
+    return f"The model has {depth} decoder layers. Allowed: {first} to {depth - 1}."
+
+
+def _has_template(folder: Path) -> bool:
+    if any((folder / name).exists() for name in _TEMPLATE_FILES):
+        return True
+    file = folder / "tokenizer_config.json"
+    return file.is_file() and bool(_object(file).get("chat_template"))
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as JSON: {error}", param="model") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} holds no JSON object", param="model")
+    return found

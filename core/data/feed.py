@@ -1,0 +1,72 @@
+"""Which rows each optimizer step sees, and in which forward passes: a function of seed and step alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from core.data.batches import by_length, dealt, rows_of_step
+from core.spec.job import JobSpec
+from core.tokens import Example
+
+_STREAMS = {"forget": 0, "retain": 1}
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Rows of each set for one forward pass. `weight` 0: a pass that only keeps step with other processes."""
+
+    rows: Mapping[str, Sequence[int]]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The sets of a run, `rank` and `ranks` of the process that takes its share of each step.
+
+    `beside` names sets whose rows go wherever the same rows of another set go: `{"alternative": "forget"}`.
+    """
+
+    spec: JobSpec
+    sets: Mapping[str, Sequence[Example]]
+    packed: bool
+    beside: Mapping[str, str]
+    rank: int = 0
+    ranks: int = 1
+
+    def rows(self, name: str, step: int) -> list[int]:
+        """A step's rows of a set, for all processes together."""
+        leader = self.beside.get(name, name)
+        return rows_of_step(
+            step, len(self.sets[leader]), self.spec.training.batch_size, seed=self.spec.seed, stream=_STREAMS[leader]
+        )
+
+    def rows_ever(self, name: str, steps: int) -> set[int]:
+        """Every row of a set that a run of so many steps will see."""
+        return {row for step in range(steps) for row in self.rows(name, step)}
+
+    def lengths(self, name: str, step: int) -> list[int]:
+        """Answer tokens of a step's rows of a set, for all processes together."""
+        return [self.sets[name][row].answer_tokens for row in self.rows(name, step)]
+
+    def portions(self, names: Sequence[str], step: int) -> Iterator[Portion]:
+        """This process's rows of these sets, mixed by length into as few forward passes as the budget allows.
+
+        Every process gets equally many passes, since some ways of sharing a model need all of them in each.
+        """
+        leaders = [name for name in names if name not in self.beside]
+        items = [(name, row) for name in leaders for row in self.rows(name, step)]
+        followers = {name: leader for name, leader in self.beside.items() if name in names}
+
+        def length(item: tuple[str, int]) -> int:
+            name, row = item
+            together = [name, *(follower for follower, leader in followers.items() if leader == name)]
+            return sum(len(self.sets[each][row].ids) for each in together)
+
+        budget = self.spec.training.micro_batch_tokens
+        shares = [by_length(share, length, budget, packed=self.packed) for share in dealt(items, length, self.ranks)]
+        own = shares[self.rank]
+        for batch in own:
+            rows = {name: [row for n, row in batch if n == followers.get(name, name)] for name in names}
+            yield Portion(rows)
+        for _ in range(max(map(len, shares)) - len(own)):
+            name, row = min(items, key=length)
+            yield Portion({n: [row] if followers.get(n, n) == name else [] for n in names}, weight=0.0)

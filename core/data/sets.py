@@ -1,0 +1,54 @@
+"""The sets of a request as records: each source is read, and where only a share is to be forgotten, it is drawn."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from core.data import SOURCES
+from core.data.inputs import Inputs
+from core.errors import DataError
+from core.spec.records import Record
+from core.spec.sources import Data, Source
+
+
+def read_sets(data: Data, inputs: Inputs) -> dict[str, list[Record]]:
+    """`forget`, and `retain` where there is one. Raises DataError whose `param` is the field at fault."""
+    everything = _read("forget", data.forget, inputs)
+    forget, rest = divided(everything, data.forget_ratio, data.seed)
+    sets = {"forget": forget}
+    if data.retain is not None:
+        sets["retain"] = _read("retain", data.retain, inputs)
+    elif data.self_retain:
+        if not rest:
+            raise DataError(
+                f"data.self_retain: of {len(everything)} records with forget_ratio = {data.forget_ratio} "
+                "none is left to retain",
+                param="data.self_retain",
+            )
+        sets["retain"] = rest
+    return sets
+
+
+def divided(records: Sequence[Record], ratio: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """The share `ratio` of the records (one at least), drawn by the seed, and the others; both in their old order.
+
+    Among the others no record is left that is word for word one of the drawn: what is forgotten is not kept.
+    """
+    if ratio == 1:
+        return list(records), []
+    count = max(1, round(ratio * len(records)))
+    order = np.random.default_rng(seed).permutation(len(records))
+    drawn = sorted(order[:count].tolist())
+    forget = [records[i] for i in drawn]
+    known = set(forget)
+    return forget, [records[i] for i in sorted(order[count:].tolist()) if records[i] not in known]
+
+
+def _read(name: str, source: Source, inputs: Inputs) -> list[Record]:
+    try:
+        return SOURCES[source.source](source, inputs)
+    except DataError as error:
+        if error.param not in type(source).model_fields:
+            raise
+        param = f"data.{name}.{error.param}"
+        raise DataError(f"{param}: {error.message}", param=param) from None
