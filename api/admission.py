@@ -12,12 +12,17 @@ from core.spec.methods import Method
 from core.spec.sources import JsonLines, Published, Source, Upload
 
 
+_REGISTERED = 'The service runs registered models only: POST /models, then give {"id": "mdl_..."}.'
+
+
 def admit(spec: JobSpec, data_roots: Sequence[Path]) -> JobSpec:
     """The spec with its paths resolved, so that a link changed later leads nowhere else. Raises SpecError."""
     problems: list[Problem] = []
     if isinstance(spec.model, LocalModel):
-        reason = 'The service runs registered models only: POST /models, then give {"id": "mdl_..."}.'
-        problems.append(Problem("model.path", spec.model.path, reason))
+        problems.append(Problem("model.path", spec.model.path, _REGISTERED))
+    base = getattr(spec.method, "base", None)
+    if isinstance(base, LocalModel):
+        problems.append(Problem("method.base.path", base.path, _REGISTERED))
     forget = _resolved(spec.data.forget, "data.forget", data_roots, problems)
     retain = spec.data.retain and _resolved(spec.data.retain, "data.retain", data_roots, problems)
     method = _with_refusals(spec, data_roots, problems)

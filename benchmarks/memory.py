@@ -55,7 +55,7 @@ def measure(case: str, steps: int, batch: int, threads: int) -> dict[str, Any]:
     """Megabytes that the process came to hold beyond its libraries and data, and how many times the weights that is."""
     prepare(threads)
     sets = read_sets(None, SIZE.vocab)
-    training = {"steps": steps, "batch_size": batch, "micro_batch_tokens": 512, **CASES[case]}
+    training = {"steps": steps, "batch_size": batch, "micro_batch_tokens": 256, **CASES[case]}
     spec = parse(
         {
             "model": "model",

@@ -56,6 +56,8 @@ def _warm() -> None:
     import transformers.generation  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
+    import core.run  # noqa: F401
+
 
 def _carry_out(command: dict[str, Any], emit: Emit, stop: StopFlag) -> int:
     try:

@@ -17,7 +17,7 @@ from core.spec.job import JobSpec
 # glibc's names for what mallopt sets.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
-_PACKAGES = ("lethe", "torch", "transformers", "tokenizers", "safetensors", "numpy", "rouge-score")
+_PACKAGES = ("lethe", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "rouge-score")
 
 
 def available_threads() -> int:

@@ -14,6 +14,8 @@ from core.forward import choose_attention
 def check_folder(folder: Path) -> None:
     """Refuse a folder that is not a complete safetensors model. Raises ModelError naming what is wrong."""
     config_file = folder / "config.json"
+    if (folder / "adapter_config.json").is_file() and not config_file.is_file():
+        raise ModelError(f"{folder} holds adapters alone; they must be merged into their model first", param="model")
     if not config_file.is_file():
         raise ModelError(f"{folder} holds no config.json; a model folder in the hub's layout is needed", param="model")
     try:

@@ -31,6 +31,7 @@ from core.environment import available_threads, describe, prepare
 from core.errors import ModelError, Stopped
 from core.evaluation.scorer import Scorer
 from core.events import Emit, StopFlag
+from core.precision import autocast
 from core.processes import ALONE, Processes
 from core.reference import Reference, observe
 from core.report.build import build
@@ -226,7 +227,10 @@ def _fill_reference(trainer: Trainer, stop: StopFlag) -> None:
     needs = {name: trainer.objective.needs[name] for name in trainer.names}
     rows = {name: trainer.feed.rows_ever(name, trainer.steps) for name in trainer.names}
     tokens, world = trainer.spec.evaluation.batch_tokens, trainer.processes
-    observe(trainer.reference, needs, trainer.model, trainer.sets, rows, trainer.objective.layer, tokens, stop, world)
+    model, layer = trainer.model, trainer.objective.layer
+    # In the precision of training, or a model that has not moved would seem to have.
+    with autocast(model, trainer.spec.training.precision):
+        observe(trainer.reference, needs, model, trainer.sets, rows, layer, tokens, stop, world)
 
 
 def _mean_clip(curve: list[dict[str, float]]) -> float | Absent:

@@ -71,7 +71,7 @@ def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, An
     for dataset in claim.datasets.values():
         paths[dataset.id] = data / f"{dataset.id}.jsonl"
         blobs.get(dataset.blob, paths[dataset.id], dataset.key)
-    models = {claim.model.id: claim.model.path} if claim.model else {}
+    models = {model.id: model.path for model in (claim.model, claim.base) if model}
     (folder / "spec.json").write_text(spec.model_dump_json())
     inputs = {"models": models, "datasets": {name: str(path) for name, path in paths.items()}}
     (folder / "inputs.json").write_text(json.dumps(inputs))

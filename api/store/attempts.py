@@ -35,6 +35,7 @@ class Claim:
     spec: Mapping[str, Any]  # as it was resolved; another version of Lethe may have written it
     spec_digest: str
     model: Model | None  # absent where the spec names a path
+    base: Model | None  # which `retrain` begins from
     datasets: dict[str, Dataset] = field(repr=False)  # by id; each with the blob and the key that opens it
     key: bytes = field(repr=False)  # seals whatever is derived from the forget set, checkpoints included
     checkpoint: Checkpoint | None  # to go on from
@@ -84,6 +85,7 @@ def claim(session: Session, job_id: str, *, worker: str, lease: float) -> Claim 
     datasets = {dataset.id: dataset for dataset in uploads}
     key = datasets[job.forget_id].key if job.forget_id else job.key
     assert key is not None
+    base = (job.spec["method"].get("base") or {}).get("id")
     return Claim(
         job_id=job.id,
         attempt=job.attempt,
@@ -91,6 +93,7 @@ def claim(session: Session, job_id: str, *, worker: str, lease: float) -> Claim 
         spec=job.spec,
         spec_digest=job.spec_digest,
         model=by_id(session, Model, job.model_id) if job.model_id else None,
+        base=by_id(session, Model, base) if base else None,
         datasets=datasets,
         key=key,
         checkpoint=newest,

@@ -138,6 +138,9 @@ def _upload(source: Source | None) -> str | None:
 def _unknown(session: Session, spec: JobSpec) -> Iterator[Problem]:
     if isinstance(spec.model, RegisteredModel) and session.get(Model, spec.model.id) is None:
         yield Problem("model.id", spec.model.id, f"There is no model '{spec.model.id}'. GET /models lists them.")
+    base = getattr(spec.method, "base", None)
+    if isinstance(base, RegisteredModel) and session.get(Model, base.id) is None:
+        yield Problem("method.base.id", base.id, f"There is no model '{base.id}'. GET /models lists them.")
     for param, source in (("data.forget.dataset", spec.data.forget), ("data.retain.dataset", spec.data.retain)):
         name = _upload(source)
         if name is not None and session.get(Dataset, name) is None:

@@ -1,5 +1,6 @@
 """Which rows each optimizer step sees, and in which forward passes: a function of seed and step alone."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,10 @@ class Feed:
 
     def rows_ever(self, name: str, steps: int) -> set[int]:
         """Every row of a set that a run of so many steps will see."""
-        return {row for step in range(steps) for row in self.rows(name, step)}
+        rows = len(self.sets[self.beside.get(name, name)])
+        # Each pass over a set takes every row once.
+        enough = math.ceil(rows / self.spec.training.batch_size)
+        return {row for step in range(min(steps, enough)) for row in self.rows(name, step)}
 
     def lengths(self, name: str, step: int) -> list[int]:
         """Answer tokens of a step's rows of a set, for all processes together."""

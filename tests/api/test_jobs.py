@@ -115,6 +115,30 @@ def test_the_service_takes_registered_models_and_open_paths_only(
         assert "cannot be read" in refused["detail"]
 
 
+def test_a_base_model_and_a_file_of_refusals_are_no_way_around_the_roots(
+    client: TestClient, model: str, dataset: str, tmp_path: Path
+) -> None:
+    (tmp_path / "outside.txt").write_text("No.")
+    (tmp_path / "data" / "refusals.txt").write_text("No.")
+    unknown = "mdl_" + "0" * 26
+    for method, param in (
+        ({"name": "retrain", "base": "/models/base"}, "method.base.path"),
+        ({"name": "retrain", "base": unknown}, "method.base.id"),
+        ({"name": "refusal", "refusals_file": str(tmp_path / "outside.txt")}, "method.refusals_file"),
+        ({"name": "refusal", "refusals_file": f"{tmp_path}/data/../outside.txt"}, "method.refusals_file"),
+    ):
+        body = request_for(model, dataset) | {"method": method}
+        body["data"]["retain"] = {"source": "upload", "dataset": dataset, "rows": 1}
+        body["data"]["forget"] = {"source": "jsonl", "path": f"{tmp_path}/data/refusals.txt"}
+        refused = problem(submit(client, body), 422, "invalid_spec")
+        assert [fault["param"] for fault in refused["errors"]] == [param]
+    for method in (
+        {"name": "retrain", "base": model},
+        {"name": "refusal", "refusals_file": f"{tmp_path}/data/refusals.txt"},
+    ):
+        assert submit(client, body | {"method": method}).status_code == 201
+
+
 def test_a_published_set_is_taken_from_an_open_folder_only(
     client: TestClient, model: str, dataset: str, tmp_path: Path
 ) -> None:

@@ -101,7 +101,7 @@ def test_a_wrong_spec_is_refused_with_its_field(
 def test_a_bad_line_names_the_field_of_fine_tuning(unlearnt: Reciter, tmp_path: Path) -> None:
     spec = wanted(unlearnt)
     spec["data"] = {"train": {"source": "tofu", "split": "full", "path": str(tmp_path / "none")}}
-    with pytest.raises(DataError, match="data.train") as caught:
+    with pytest.raises(DataError, match=r"data\.train") as caught:
         tuned(spec, tmp_path / "out")
     assert caught.value.param == "data.train.path"
 

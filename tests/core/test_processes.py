@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,13 @@ from core.events import StopFlag
 from core.peers import Place, Task
 from core.processes import Processes
 from core.reference import Reference, observe
+from core.run import run
 from core.spec.job import parse
 from core.train import Trainer
 from tests import tiny
-from tests.core.recording import QUICK, carry_out
+from tests.core.recording import QUICK, carry_out, interrupted
 from tests.models import ROOT, Reciter
-from tests.zygote import Zygote
+from tests.zygote import Process, Zygote
 from worker.engine import Engine
 
 SETS = {
@@ -146,55 +149,72 @@ def test_copies_tell_the_curve_and_the_report_of_one_process(
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3, 4, 5]
 
 
-def started(engine: Engine, spec: dict[str, Any], folder: Path, out: str, resume: str | None) -> None:
-    (folder / "spec.json").write_text(json.dumps(spec))
-    (folder / "inputs.json").write_text(json.dumps({"models": {}, "datasets": {}}))
-    command = {name: str(folder / f"{name}.json") for name in ("spec", "inputs")}
-    engine.start(command | {"out": str(folder / out), "resume": resume, "commitments": {}, "lease": 100})
-
-
-def test_shards_that_an_engine_starts_stop_and_go_on_as_one_process(unlearnt: Reciter, tmp_path: Path) -> None:
-    spec = request(unlearnt, sharding="fsdp")
-    resume, heard = None, []
-    for out in ("stopped", "resumed"):
-        engine = Engine(processes=2)
-        try:
-            started(engine, spec, tmp_path, out, resume)
-            while (event := engine.events.get(timeout=60)) is not None:
-                heard.append(event)
-                if resume is None and (event["event"], event.get("step")) == ("step", 2):
-                    engine.stop()
-        finally:
-            code = engine.wait()
-        assert code == (0 if resume else 3), heard[-1]
-        resume = next(event["folder"] for event in heard if event["event"] == "checkpoint")
-    assert [event["step"] for event in heard if event["event"] == "step"] == [1, 2, 3, 4, 5]
+def test_shards_go_on_from_one_process_and_one_process_from_shards(unlearnt: Reciter, tmp_path: Path) -> None:
+    spec = request(unlearnt, sharding="fsdp", checkpoint_every=1)
     carry_out(spec, tmp_path / "one")
-    (one, _), (two, processes) = read(tmp_path / "one" / "report.json"), read(tmp_path / "resumed" / "report.json")
+    before = interrupted(spec, tmp_path / "begun", 2).of("checkpoint")[-1]
+    for name, content in (("spec", spec), ("inputs", {"models": {}, "datasets": {}})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    command = {name: str(tmp_path / f"{name}.json") for name in ("spec", "inputs")}
+    command |= {"out": str(tmp_path / "shards"), "resume": before["folder"]}
+    engine, heard = Engine(processes=2), []
+    try:
+        engine.start(command | {"commitments": {}, "lease": 100})
+        while (event := engine.events.get(timeout=60)) is not None:
+            heard.append(event)
+    finally:
+        code = engine.wait()
+    assert code == 0, heard[-1]
+    assert [event["step"] for event in heard if event["event"] == "step"] == [3, 4, 5]
+    *_, last = (event["folder"] for event in heard if event["event"] == "checkpoint")
+    run(parse(spec), Inputs(), tmp_path / "ended", emit=tiny.silent, stop=StopFlag(), resume=Path(last))
+    (one, _), (shards, processes), (ended, _) = (
+        read(tmp_path / out / "report.json") for out in ("one", "shards", "ended")
+    )
     assert processes == 2
-    one["environment"]["network"] = two["environment"]["network"]
-    same(two, one)
+    one["environment"]["network"] = shards["environment"]["network"] = ended["environment"]["network"]
+    same(shards, one)
+    same(ended, one)
 
 
-def test_the_death_of_one_process_is_the_end_of_the_other(unlearnt: Reciter, zygote: Zygote, tmp_path: Path) -> None:
-    spec = request(unlearnt, processes=2) | {"training": {"steps": 100_000, "batch_size": 2, "processes": 2}}
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
+@pytest.fixture
+def two(unlearnt: Reciter, zygote: Zygote, tmp_path: Path) -> Iterator[Process]:
+    """A run of two processes that takes its steps and would never end; what it says is in `said`."""
+    endless = {"steps": 100_000, "batch_size": 2, "processes": 2, "checkpoint_every": 50_000}
+    (tmp_path / "spec.json").write_text(json.dumps(unlearnt.spec(training=endless, evaluation=QUICK)))
     arguments = (str(tmp_path / "spec.json"), "--out", str(tmp_path / "out"))
     with (tmp_path / "said").open("wb") as said, Path(os.devnull).open("rb") as nothing:
-        run = zygote.start("core.run", *arguments, stdin=nothing, stdout=said, stderr=said)
-    try:
-        deadline = time.monotonic() + 60
-        while '"event": "step"' not in (tmp_path / "said").read_text() and run.alive() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        (peer,) = psutil.Process(run.pid).children()
-        peer.kill()
-        assert run.wait(20) == 70
-    finally:
-        if run.alive():
-            run.signal(signal.SIGKILL)
-    error = next(json.loads(line) for line in (tmp_path / "said").read_text().splitlines() if '"error"' in line)
+        process = zygote.start("core.run", *arguments, stdin=nothing, stdout=said, stderr=said)
+    deadline = time.monotonic() + 60
+    while '"event": "step"' not in (tmp_path / "said").read_text() and process.alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield process
+    with suppress(ProcessLookupError):
+        process.signal(signal.SIGKILL)
+
+
+def last_words(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "said").read_text().splitlines() if line.startswith("{")]
+
+
+def test_the_death_of_one_process_is_the_end_of_the_other(two: Process, tmp_path: Path) -> None:
+    (peer,) = psutil.Process(two.pid).children()
+    peer.kill()
+    assert two.wait(30) == 70
+    error = last_words(tmp_path)[-1]
     assert (error["code"], error["retryable"]) == ("process_lost", True)
     assert "Process 2 of 2 was ended by signal 9" in error["message"]
+
+
+def test_a_stop_that_one_process_hears_is_heeded_by_both(two: Process, tmp_path: Path) -> None:
+    (peer,) = psutil.Process(two.pid).children()
+    peer.terminate()
+    assert two.wait(30) == 3
+    *_, checkpoint, error = last_words(tmp_path)
+    assert (checkpoint["event"], error["code"]) == ("checkpoint", "stopped")
+    psutil.wait_procs([peer], timeout=5)
+    assert not peer.is_running()
 
 
 @pytest.mark.parametrize(

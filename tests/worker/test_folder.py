@@ -1,5 +1,7 @@
 """Plaintext lies in an attempt's folder only while its worker lives."""
 
+import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from api.store.attempts import Claim
-from worker.folder import attempt_folder, remove_abandoned
+from api.store.blobs import Blobs
+from api.store.tables import Model
+from worker.folder import attempt_folder, fill, remove_abandoned
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -52,3 +56,10 @@ def test_a_removal_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
     (tmp_path / "job_dead-1" / "data" / "ds.jsonl").write_text("plain")
     assert remove_abandoned(tmp_path) == ["job_dead-1"]
     assert not (tmp_path / "job_dead-1").exists()
+
+
+def test_the_base_of_a_retraining_is_an_input_as_the_model_is(claim: Claim, tmp_path: Path) -> None:
+    model, base = (Model(id=f"mdl_{letter * 26}", path=f"/models/{letter}", digest="0" * 64) for letter in "ab")
+    fill(tmp_path, dataclasses.replace(claim, model=model, base=base), Blobs(f"file://{tmp_path}/blobs"), 1.0)
+    inputs = json.loads((tmp_path / "inputs.json").read_text())
+    assert inputs["models"] == {model.id: "/models/a", base.id: "/models/b"}
