@@ -11,7 +11,6 @@ from core.spec.layouts import listing, shards
 from core.spec.methods import Method
 from core.spec.sources import JsonLines, Published, Source, Upload
 
-
 _REGISTERED = 'The service runs registered models only: POST /models, then give {"id": "mdl_..."}.'
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from core.data.encode import EncodedSet
 from core.environment import versions
 from core.errors import CheckpointError, ModelError
-from core.processes import Processes
+from core.parallel.processes import Processes
+from core.parallel.sharding import spread
 from core.report.digest import file_digests
 from core.report.schema import Measurement
-from core.sharding import spread
 from core.spec.job import JobSpec
 from core.train import Trainer
 

@@ -18,8 +18,8 @@ from core.command import read_spec
 from core.data import Inputs
 from core.errors import EXIT_INTERNAL, EXIT_OK, LeaseLost, LetheError
 from core.events import Emit, StopFlag, json_lines
-from core.launch import carry_out
-from core.peers import Task, internal
+from core.parallel.launch import carry_out
+from core.parallel.peers import Task, internal
 
 _LOOK_SECONDS = 0.2
 

@@ -12,8 +12,8 @@ from typing import Any
 from core.data import Inputs
 from core.errors import EXIT_INTERNAL, EXIT_OK, CheckpointError, LetheError, Problem, SpecError, Stopped
 from core.events import Emit, StopFlag, json_lines, progress_bar
-from core.launch import carry_out, started_as
-from core.peers import Task
+from core.parallel.launch import carry_out, started_as
+from core.parallel.peers import Task
 from core.report.schema import Report
 from core.spec.job import JobSpec, parse
 

@@ -15,7 +15,7 @@ from core.command import folder_made, heeded, read_json, told
 from core.data import Inputs
 from core.errors import CheckpointError, DataError, Problem, SpecError
 from core.events import Emit, StopFlag
-from core.launch import started_as
+from core.parallel.launch import started_as
 from core.spec.finetune import FinetuneSpec, parse
 from core.spec.job import JobSpec
 from core.spec.records import Record

@@ -17,8 +17,8 @@ from core.data.batches import by_length
 from core.events import StopFlag
 from core.forward import collate, finish_logits, head, packs, states
 from core.methods import Need
-from core.processes import ALONE, Processes
-from core.sharding import whole
+from core.parallel.processes import ALONE, Processes
+from core.parallel.sharding import whole
 from core.tokens import Example
 
 

@@ -26,13 +26,14 @@ from core.checks import check_against
 from core.data import Inputs
 from core.data.encode import EncodedSet, encode
 from core.data.sets import read_sets
+from core.data.trained_on import trained_on
 from core.edits import EDITS, Context, Edit
 from core.environment import available_threads, describe, prepare
 from core.errors import ModelError, Stopped
 from core.evaluation.scorer import Scorer
 from core.events import Emit, StopFlag
+from core.parallel.processes import ALONE, Processes
 from core.precision import autocast
-from core.processes import ALONE, Processes
 from core.reference import Reference, observe
 from core.report.build import build
 from core.report.digest import file_digests
@@ -41,7 +42,6 @@ from core.report.schema import Absent, Report, TrainingDone
 from core.spec.job import JobSpec
 from core.tokens import Encoder
 from core.train import Trainer, steps_of
-from core.trained_on import trained_on
 
 
 @dataclass(frozen=True)

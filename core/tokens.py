@@ -51,9 +51,7 @@ class Encoder:
     Raises SpecError where the format is `chat` and the model has no chat template.
     """
 
-    def __init__(
-        self, tokenizer: Any, prompt_format: PromptFormat, max_length: int, system: str | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Any, prompt_format: PromptFormat, max_length: int, system: str | None = None) -> None:
         if prompt_format == "chat" and not tokenizer.chat_template:
             allowed = ", ".join(_TEMPLATES)
             raise SpecError(
@@ -180,9 +178,7 @@ def pad(examples: Sequence[Example], device: torch.device) -> Batch:
     return Batch(_on(ids, device), None, None, *_answers(examples, begins, device))
 
 
-def _answers(
-    examples: Sequence[Example], begins: Sequence[int], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def _answers(examples: Sequence[Example], begins: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Where answers are predicted, whose they are, and what they are."""
     at = [np.arange(b + e.start - 1, b + len(e.ids) - 1) for b, e in zip(begins, examples, strict=True)]
     rows = np.repeat(np.arange(len(examples)), [e.answer_tokens for e in examples])

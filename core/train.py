@@ -23,8 +23,8 @@ from core.methods.retain import RETAIN_TERMS
 from core.objective import ALTERNATIVE, Objective, Pass
 from core.optim import OPTIMIZERS, fold_clip
 from core.optim.schedule import rate_factor
+from core.parallel.processes import ALONE, Processes
 from core.precision import autocast
-from core.processes import ALONE, Processes
 from core.reference import Reference
 from core.refresh import refresh
 from core.retain_weight import RetainWeight

@@ -16,7 +16,7 @@ from core.data.encode import EncodedSet
 from core.events import StopFlag
 from core.forward import collate, generating, head, hidden_states, packs
 from core.model import positions
-from core.processes import ALONE, Processes
+from core.parallel.processes import ALONE, Processes
 from core.tokens import Encoder, Example
 
 Progress = Callable[[int, int], None]

@@ -11,7 +11,7 @@ from core.errors import Diverged, ModelError
 from core.evaluation import metrics_of
 from core.evaluation.score import RowScore, score
 from core.events import Emit, StopFlag
-from core.processes import ALONE, Processes
+from core.parallel.processes import ALONE, Processes
 from core.report.schema import Absent, Measurement
 from core.spec.job import JobSpec
 from core.tokens import Encoder

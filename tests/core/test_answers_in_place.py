@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from core.data.refusals import alternatives, refused, relabelled
 from core.errors import DataError
-from core.refusals import alternatives, refused, relabelled
 from core.spec.records import Record
 from core.tokens import Encoder, Example
 

@@ -11,8 +11,8 @@ from tokenizers import processors
 
 from core.data import SOURCES, Inputs
 from core.data.encode import encode
+from core.data.refusals import read_refusals
 from core.errors import DataError, SpecError
-from core.refusals import read_refusals
 from core.spec.records import Record
 from core.spec.sources import SOURCES as SPEC_SOURCES
 from core.spec.sources import JsonLines, Tofu, Upload

@@ -15,13 +15,13 @@ import psutil
 import pytest
 import torch
 
-from core import launch
 from core.data import Inputs
 from core.data.feed import Feed
 from core.errors import SpecError
 from core.events import StopFlag
-from core.peers import Place, Task
-from core.processes import Processes
+from core.parallel import launch
+from core.parallel.peers import Place, Task
+from core.parallel.processes import Processes
 from core.reference import Reference, observe
 from core.run import run
 from core.spec.job import parse

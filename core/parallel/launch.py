@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import Problem, SpecError
 from core.events import Emit, StopFlag
-from core.peers import Place, Task, peers
+from core.parallel.peers import Place, Task, peers
 from core.spec.job import JobSpec
 
 if TYPE_CHECKING:
-    from core.processes import Processes
+    from core.parallel.processes import Processes
     from core.run import Outcome
 
 
@@ -76,7 +76,7 @@ def wanted(spec: JobSpec) -> int:
 @contextmanager
 def _together(task: Task, emit: Emit, place: Place | None) -> Iterator["Processes"]:
     """This process among those of the run. Processes of ours are started here, and end with the block."""
-    from core.processes import ALONE
+    from core.parallel.processes import ALONE
 
     if place is None:
         count = wanted(task.spec)
@@ -105,7 +105,7 @@ def _joined(spec: JobSpec, place: Place) -> Iterator["Processes"]:
     import torch
     from torch import distributed
 
-    from core.processes import Processes
+    from core.parallel.processes import Processes
 
     cuda = _on_cuda()
     if cuda:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from core.data.encode import EncodedSet
+from core.data.refusals import REFUSALS, alternatives, read_refusals, refused, relabelled
 from core.methods import METHODS
 from core.objective import ALTERNATIVE
-from core.refusals import REFUSALS, alternatives, read_refusals, refused, relabelled
 from core.spec.job import JobSpec
 from core.tokens import Encoder, Example
 

@@ -1,7 +1,7 @@
 """The processes that train one model together: what they tell each other, and how the model is shared between them.
 
 Alone there is one, and everything here does nothing. Copies (DDP) hold the whole model each and share rows and scoring;
-shards (FSDP2) hold a part each and go through every forward pass together (core/sharding.py).
+shards (FSDP2) hold a part each and go through every forward pass together (sharding.py).
 """
 
 import warnings
@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from core import sharding
 from core.errors import Stopped
 from core.events import StopFlag
+from core.parallel import sharding
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The other processes of a run that was started alone: `python -m core.peers`, each with its task on stdin.
+"""The other processes of a run that was started alone: `python -m core.parallel.peers`, each with its task on stdin.
 
 The end of stdin means that the first process is gone; what a peer has to say, an error at most, is a line on stdout.
 """
@@ -104,7 +104,7 @@ class _Peer:
         self._said: dict[str, Any] = {}
         path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH")) if p)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "core.peers"],
+            [sys.executable, "-m", "core.parallel.peers"],
             env=os.environ | {"PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -180,7 +180,7 @@ def internal(error: Exception) -> dict[str, Any]:
 
 def main() -> None:
     """Carry out this process's part of a task, end with its exit code."""
-    from core.launch import carry_out
+    from core.parallel.launch import carry_out
 
     stop = StopFlag()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
