@@ -12,7 +12,7 @@ if __name__ == "__main__":
 import datetime
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from core.reference import Reference, observe
 from core.report.build import build
 from core.report.digest import file_digests
 from core.report.digest import model_digest as digest_of
-from core.report.schema import Absent, Report, TrainingDone
+from core.report.schema import Absent, Measurement, Report, TrainingDone
 from core.spec.job import JobSpec
 from core.tokens import Encoder
 from core.train import Trainer, steps_of
@@ -83,11 +83,10 @@ def run(
     check = checkpoint.data_check(loaded.sets, commitments or {})
     if state:
         checkpoint.check_same_run(state, spec_digest=spec.digest(), input_model=loaded.digest, data_check=check)
-
     examples = trained_on(spec, loaded.sets, loaded.encoder)
     trainer = Trainer(spec, loaded.model, examples, Reference(), steps_of(spec, examples), processes)
-    scorer = Scorer(spec, loaded.model, loaded.encoder, loaded.sets, emit, stop, processes)
     within = partial(processes.within, trainer.objective)
+    scorer = Scorer(spec, loaded.model, loaded.encoder, loaded.sets, emit, stop, processes)
     before = checkpoint.measurements(state.before) if state else within(lambda: scorer.measure("before", 0))
 
     edit = EDITS.get(spec.method.name, Edit())
@@ -101,36 +100,17 @@ def run(
         within(lambda: _fill_reference(trainer, stop))
 
     emit("phase", phase="train")
-    training_began = time.monotonic()
-    first_step: list[float] = []
+    saves = _Checkpoints(out / "checkpoints", trainer, loaded.digest, check, before, emit, keep_checkpoints)
+    saves.seconds_before = state.seconds if state else 0.0
+    heard = _FirstStep(emit, began)
+    trainer.run(heard, stop, saves, lambda: within(lambda: scorer.watch(trainer.step)))
+    trained = _trained(trainer, state, saves.seconds, heard.seconds)
 
-    def say(event: str, **fields: Any) -> None:
-        if event == "step" and not first_step:
-            first_step.append(time.monotonic() - began)
-        emit(event, **fields)
-
-    def save() -> None:
-        seconds = (state.seconds if state else 0.0) + time.monotonic() - training_began
-        kept = checkpoint.save(out / "checkpoints", trainer, spec, loaded.digest, check, before, seconds)
-        emit("checkpoint", step=trainer.step, folder=str(kept))
-        if keep_checkpoints is not None and processes.first:
-            checkpoint.prune(kept, keep_checkpoints)
-
-    trainer.run(say, stop, save, lambda: within(lambda: scorer.watch(trainer.step)))
-    trained = TrainingDone(
-        steps=trainer.steps,
-        resumed_from=state.step if state else Absent(absent="not resumed"),
-        seconds=round((state.seconds if state else 0.0) + time.monotonic() - training_began, 3),
-        seconds_to_first_step=round(first_step[0], 3) if first_step else Absent(absent="no step was left to take"),
-        final_loss=trainer.loss if trainer.loss is not None else Absent(absent="no step was taken"),
-        clip_fraction=_mean_clip(trainer.curve),
-        curve=trainer.curve,
-    )
     # A stop that comes while scoring must not cost the training: the last step is a checkpoint too. One is left ahead
     # of an edit or a merge, since resuming does it again.
     changed = edit.after is not None or tuning.settles(spec)
     if changed and trainer.steps:
-        save()
+        saves()
     if edit.after:
         edit.after(context)
     start = tuning.start(spec, inputs)
@@ -140,12 +120,11 @@ def run(
         after = within(lambda: scorer.measure("after", trainer.step))
     except Stopped:
         if trainer.steps and not changed:
-            save()
+            saves()
         raise
 
     emit("phase", phase="report")
     processes.put_together(loaded.model)
-    report_file = out / "report.json"
 
     def finish() -> Report:
         tuning.deliver(loaded.model, loaded.encoder.tokenizer, out / "model", spec, start)
@@ -164,18 +143,73 @@ def run(
             training=trained,
             environment=describe(device, processes.size),
         )
-        report_file.write_text(report.model_dump_json(indent=2))
+        (out / "report.json").write_text(report.model_dump_json(indent=2))
         return report
 
-    report = processes.from_first(finish)
+    outcome = Outcome(processes.from_first(finish), out / "report.json", out / "model")
     emit(
         "done",
-        verdict=report.verdict.verdict,
-        report=str(report_file),
-        model=str(out / "model"),
-        seconds_to_first_step=round(first_step[0], 3) if first_step else None,
+        verdict=outcome.report.verdict.verdict,
+        report=str(outcome.report_file),
+        model=str(outcome.model),
+        seconds_to_first_step=heard.seconds,
     )
-    return Outcome(report, report_file, out / "model")
+    return outcome
+
+
+@dataclass
+class _Checkpoints:
+    """Saves the trainer's state when called. `seconds`: of training so far, over all attempts."""
+
+    folder: Path
+    trainer: Trainer
+    input_model: str
+    check: str
+    before: Mapping[str, Measurement]
+    emit: Emit
+    keep: int | None
+    seconds_before: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
+
+    def __call__(self) -> None:
+        trainer = self.trainer
+        kept = checkpoint.save(
+            self.folder, trainer, trainer.spec, self.input_model, self.check, self.before, self.seconds
+        )
+        self.emit("checkpoint", step=trainer.step, folder=str(kept))
+        if self.keep is not None and trainer.processes.first:
+            checkpoint.prune(kept, self.keep)
+
+
+@dataclass
+class _FirstStep:
+    """Passes events on, and notes how long after the beginning the first step was done."""
+
+    emit: Emit
+    began: float
+    seconds: float | None = None
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        if event == "step" and self.seconds is None:
+            self.seconds = round(time.monotonic() - self.began, 3)
+        self.emit(event, **fields)
+
+
+def _trained(trainer: Trainer, state: checkpoint.State | None, seconds: float, first: float | None) -> TrainingDone:
+    """What training did, for the report."""
+    return TrainingDone(
+        steps=trainer.steps,
+        resumed_from=state.step if state else Absent(absent="not resumed"),
+        seconds=round(seconds, 3),
+        seconds_to_first_step=Absent(absent="no step was left to take") if first is None else first,
+        final_loss=trainer.loss if trainer.loss is not None else Absent(absent="no step was taken"),
+        clip_fraction=_mean_clip(trainer.curve),
+        curve=trainer.curve,
+    )
 
 
 @dataclass(frozen=True)
