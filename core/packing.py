@@ -107,26 +107,44 @@ def attend(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if position_bias is not None or s_aux is not None or not causal:
         raise NotImplementedError("attention with a position bias, with sinks or in both directions is not packed")
+    if packed is None and (attention_mask is not None or query.shape[2] != key.shape[2]):
+        raise NotImplementedError("packed attention takes neither a mask nor a cache: see forward.generating")
+    if value.dtype == torch.bfloat16 and value.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # A processor's attention kernels take several times as long in bf16 as in fp32.
+        with torch.autocast("cpu", enabled=False):
+            widened = query.float(), key.float(), value.float()
+            return _attended(*widened, packed, scaling, sliding_window, softcap).to(value.dtype), None
     # Under autocast rotary embeddings, whose cosines are fp32, leave queries and keys in fp32.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    return _attended(query, key, value, packed, scaling, sliding_window, softcap), None
+
+
+def _attended(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: Layout | None,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """`attend` of queries, keys and values in one number format."""
     repeat = query.shape[1] // key.shape[1]
     if packed is None:
-        if attention_mask is not None or query.shape[2] != key.shape[2]:
-            raise NotImplementedError("packed attention takes neither a mask nor a cache: see forward.generating")
         key, value = _repeated(key, repeat), _repeated(value, repeat)
-        return _causal(query, key, value, scaling, sliding_window, softcap).transpose(1, 2), None
+        return _causal(query, key, value, scaling, window, softcap).transpose(1, 2)
     if query.is_cuda and softcap is None:
-        out = _varlen(query, key, value, packed, scaling, sliding_window)
+        out = _varlen(query, key, value, packed, scaling, window)
         if out is not None:
-            return out, None
+            return out
     lines = [t[0].transpose(0, 1) for t in (query, key, value)]
     parts = [line.split([g.tokens for g in packed.groups]) for line in lines]
     made = []
     for group, *of_group in zip(packed.groups, *parts, strict=True):
         q, k, v = (_spread(part, group) for part in of_group)
-        out = _causal(q, _repeated(k, repeat), _repeated(v, repeat), scaling, sliding_window, softcap)
+        out = _causal(q, _repeated(k, repeat), _repeated(v, repeat), scaling, window, softcap)
         made.append(_gathered(out, group))
-    return torch.cat(made)[None], None
+    return torch.cat(made)[None]
 
 
 def _repeated(line: Tensor, repeat: int) -> Tensor:
