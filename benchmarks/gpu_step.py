@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=["lethe_sophia", "lethe_adamw", "plain"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=SIZES, default="1.3b")
-    parser.add_argument("--dtype", choices=FORMATS, default="bf16")
+    parser.add_argument("--dtype", choices=FORMATS, default="autocast")
     parser.add_argument("--rows", type=int, default=16, help="rows of each set in a step")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--peak-tflops", type=float, default=790.0, help="the GPU's matrix rate")

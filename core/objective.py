@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from core.forward import head, hidden_states, states
 from core.methods import METHODS, Need
 from core.methods.retain import RETAIN_TERMS
-from core.optim.curvature import sampled_label_loss
+from core.optim.curvature import sampled_label_nll
 from core.reference import Reference
 from core.spec.job import JobSpec
 from core.spec.layers import resolved_layer
-from core.tokens import Batch
-from core.views import ReferenceView, View
+from core.tokens import Batch, on_device
+from core.views import ReferenceView, View, in_chunks
 
 T = TypeVar("T")
 # The forget set's rows with another answer in place of the true one, for methods that compare the two.
@@ -29,9 +29,11 @@ ALTERNATIVE = "alternative"
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: the rows of each set in it, and the batch, in which each set's answers stand together."""
+    """One forward pass: the rows of each set in it, their places among the set's rows of the step, and the batch, in
+    which each set's answers stand together."""
 
     rows: Mapping[str, Sequence[int]]
+    places: Mapping[str, Sequence[int]]
     lengths: Mapping[str, Sequence[int]]  # answer tokens of those rows
     batch: Batch
     weight: float = 1.0  # 0: only keeps step with other processes
@@ -69,7 +71,9 @@ class Objective(torch.nn.Module):
         """
         if sampled is not None:
             uniform, positions = sampled
-            return sampled_label_loss(self.logits(one), positions, uniform)
+            last = hidden_states(self.model, one.batch)
+            nll = in_chunks(sampled_label_nll, partial(head, self.model), self._vocabulary, last, uniform)
+            return nll.sum() / positions
         assert step_lengths is not None
         losses = {name: torch.zeros((), device=self.model.device) for name in ("forget", "retain")}
         views = dict(self._views(one, step_lengths))
@@ -86,6 +90,10 @@ class Objective(torch.nn.Module):
     def within(self, work: Callable[[], T]) -> T:
         """The work, as a pass of this module: what is sharded around the module is whole meanwhile."""
         return work()
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
 
     def logits(self, one: Pass) -> Tensor:
         """Logits of every answer token of the pass: (tokens, vocab)."""
@@ -121,7 +129,7 @@ class Objective(torch.nn.Module):
                     step_lengths[name],
                     hidden=None if looks_inside else hidden,
                     head=partial(head, self.model),
-                    vocabulary=self.model.config.get_text_config().vocab_size,
+                    vocabulary=self._vocabulary,
                     layer=layer if looks_inside else None,
                     reference=self._reference(name, one.rows[name]),
                 ),
@@ -131,7 +139,7 @@ class Objective(torch.nn.Module):
     def _reference(self, name: str, rows: Sequence[int]) -> ReferenceView:
         needs, device = self.needs[name], self.model.device
         return ReferenceView(
-            sums=self.reference.sums[name][list(rows)] if "reference_sums" in needs else None,
+            sums=self.reference.sums[name][on_device(rows, device)] if "reference_sums" in needs else None,
             hidden=self.reference.states(name, rows, device) if "reference_logits" in needs else None,
             head=self.reference.logits if "reference_logits" in needs else None,
             layer=self.reference.states(name, rows, device) if "reference_layer" in needs else None,

@@ -192,6 +192,9 @@ def _varlen(
     """
     if query.dtype not in (torch.bfloat16, torch.float16) or torch.cuda.get_device_capability(query.device) < (8, 0):
         return None
+    # `twice_differentiable` switches flash attention off, which this kernel would not hear of.
+    if not torch.backends.cuda.flash_sdp_enabled():
+        return None
     if query.shape[-1] != value.shape[-1] or query.shape[-1] % 8 or query.shape[-1] > _LARGEST_HEAD:
         return None
     repeat = query.shape[1] // key.shape[1]

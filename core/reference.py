@@ -7,6 +7,7 @@ S_ref is one number a row. For full-logit terms the last hidden states at answer
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from core.forward import collate, finish_logits, head, packs, states
 from core.methods import Need
 from core.parallel.processes import ALONE, Processes
 from core.parallel.sharding import whole
-from core.tokens import Example
+from core.tokens import Example, on_device
+from core.views import in_chunks
 
 
 @dataclass
@@ -33,7 +35,9 @@ class Reference:
 
     def states(self, set_name: str, rows: Sequence[int], device: torch.device) -> Tensor:
         """Hidden states of the rows' answer tokens, row by row: (tokens, hidden)."""
-        return torch.cat([self.hidden[set_name][row] for row in rows]).to(device, non_blocking=True)
+        together = torch.cat([self.hidden[set_name][row] for row in rows])
+        # From pinned memory the copy does not wait for what the GPU is doing.
+        return together.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else together
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Reference logits of those hidden states: (tokens, vocab), fp32."""
@@ -76,6 +80,10 @@ def _copied(live: torch.nn.Module) -> torch.nn.Module:
     return copied.requires_grad_(False)
 
 
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
 @torch.no_grad()
 def add_sums(
     reference: Reference,
@@ -96,8 +104,9 @@ def add_sums(
         batch = collate(model, [examples[i] for i in rows])
         last = states(model, batch).last
         assert last is not None
-        nll = torch.nn.functional.cross_entropy(head(model, last), batch.targets, reduction="none")
-        sums.index_add_(0, torch.tensor(rows, device=model.device)[batch.row], nll)
+        vocabulary = model.config.get_text_config().vocab_size
+        nll = in_chunks(_nll, partial(head, model), vocabulary, last, batch.targets)
+        sums.index_add_(0, on_device(rows, model.device)[batch.row], nll)
     reference.sums[name] = sums if world.sharded else world.sum(sums)
 
 
@@ -119,11 +128,15 @@ def add_hidden(
         made = states(model, collate(model, [examples[i] for i in group]), layer=layer, last=layer is None)
         found = made.last if layer is None else made.layer
         assert found is not None
+        if layer is None and torch.is_autocast_enabled(found.device.type):
+            # The head would round them anyway; half the memory, and half the checkpoint.
+            found = found.to(torch.bfloat16)
         for row, part in zip(group, found.split([examples[i].answer_tokens for i in group]), strict=True):
             # In main memory: those of a large retain set would not fit beside the model.
             kept[row] = part.cpu().clone()
     reference.hidden[name] = kept
-    reference.freeze_head(model)
+    if layer is None:
+        reference.freeze_head(model)
 
 
 def observe(

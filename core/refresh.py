@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from core.optim import curvature as estimates
@@ -28,8 +27,7 @@ def refresh(trainer: "Trainer", curvature: Curvature) -> bool:
     # Every process draws the same numbers, and uses those of its own rows.
     generator = torch.Generator(trainer.model.device)
     generator.manual_seed((trainer.spec.seed * 1_000_003 + trainer.step) * 8 + _STREAM)
-    kind = getattr(curvature, "estimate", "gauss_newton_bartlett")
-    estimate = {"gauss_newton_bartlett": _bartlett, "hutchinson": _hutchinson}[kind]
+    estimate = {"gauss_newton_bartlett": _bartlett, "hutchinson": _hutchinson}[curvature.estimate]
     estimate(trainer, curvature, generator)
     trainer.optimizer.zero_grad(set_to_none=True)
     return True
@@ -42,14 +40,14 @@ def _positions(trainer: "Trainer", curvature: Curvature) -> int:
 def _bartlett(trainer: "Trainer", curvature: Curvature, generator: torch.Generator) -> None:
     """The gradient against labels drawn from the model's own softmax, over all positions of the step, squared."""
     positions = _positions(trainer, curvature)
-    # Drawn row by row for the whole step: how it is cut into passes and processes changes no label.
-    drawn: dict[tuple[str, int], Tensor] = {}
+    # Drawn for the whole step, place by place: how it is cut into passes and processes changes no label, and a row that
+    # a step has twice has labels of its own each time.
+    drawn: dict[str, tuple[Tensor, ...]] = {}
     for name in curvature.sets:
         lengths = trainer.feed.lengths(name, trainer.step)
-        numbers = torch.rand(sum(lengths), generator=generator, device=trainer.model.device).split(lengths)
-        drawn |= {(name, row): part for row, part in zip(trainer.feed.rows(name, trainer.step), numbers, strict=True)}
+        drawn[name] = torch.rand(sum(lengths), generator=generator, device=trainer.model.device).split(lengths)
     for last, one in trainer.passes(curvature.sets):
-        uniform = torch.cat([drawn[name, row] for name, rows in one.rows.items() for row in rows])
+        uniform = torch.cat([drawn[name][place] for name, places in one.places.items() for place in places])
         with trainer.processes.synchronised(trainer.loss_of, last):
             with autocast(trainer.model, trainer.spec.training.precision):
                 loss = trainer.loss_of(one, sampled=(uniform, positions))
@@ -63,8 +61,7 @@ def _hutchinson(trainer: "Trainer", curvature: Curvature, generator: torch.Gener
     u = estimates.probe(trainer.parameters, generator)
     product = [torch.zeros_like(p) for p in trainer.parameters]
     for _, one in trainer.passes(curvature.sets):
-        # The fused attention kernels have no second derivative.
-        with sdpa_kernel(SDPBackend.MATH):
+        with estimates.twice_differentiable():
             logits = trainer.objective.logits(one)
             loss = cross_entropy(logits, one.batch.targets, reduction="sum") * (one.weight / positions)
             for held, part in zip(product, estimates.hessian_vector(loss, trainer.parameters, u), strict=True):

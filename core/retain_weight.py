@@ -7,12 +7,13 @@ from core.spec.retain import PrimalDual, RetainTerm
 
 @dataclass
 class RetainWeight:
-    """`w_r(t)` of a run of so many epochs. `dual` is its present value where the schedule is primal-dual: training
-    state. `epoch_steps`: optimizer steps (not always a whole number) in one pass over the forget set."""
+    """`w_r(t)` of a run of so many steps of `batch` rows, over a set of `rows` to a pass. `dual` is its present value
+    where the schedule is primal-dual: training state."""
 
     term: RetainTerm
     steps: int
-    epoch_steps: float
+    rows: int
+    batch: int
     dual: float | None = None
 
     def __post_init__(self) -> None:
@@ -24,13 +25,14 @@ class RetainWeight:
         if self.dual is not None:
             return self.dual
         if self.term.schedule.name == "linear":
-            return self.term.weight * int(step / self.epoch_steps) / (self.steps / self.epoch_steps)
+            epoch, epochs = step * self.batch // self.rows, max(1, round(self.steps * self.batch / self.rows))
+            return self.term.weight * epoch / epochs
         return self.term.weight
 
     def after(self, step: int, retain: float) -> None:
         """Take in a step's retain loss R, unweighted: `w_r <- max(0, w_r + eta (R - eps))`."""
         schedule = self.term.schedule
-        if not isinstance(schedule, PrimalDual) or step < schedule.warmup_epochs * self.epoch_steps:
+        if not isinstance(schedule, PrimalDual) or step * self.batch < schedule.warmup_epochs * self.rows:
             return
         assert self.dual is not None
         self.dual = max(0.0, self.dual + schedule.eta * (retain - schedule.eps))

@@ -161,8 +161,8 @@ def pack(examples: Sequence[Example], device: torch.device) -> Batch:
     ids = [t for i in order for t in examples[i].ids]
     positions = np.concatenate([np.arange(n) for n in lengths])
     return Batch(
-        _on(ids, device)[None],
-        _on(positions, device)[None],
+        on_device(ids, device)[None],
+        on_device(positions, device)[None],
         Layout.of(lengths, device),
         *_answers(examples, [begins[i] for i in range(len(examples))], device),
     )
@@ -175,7 +175,7 @@ def pad(examples: Sequence[Example], device: torch.device) -> Batch:
     for line, e in zip(ids, examples, strict=True):
         line[: len(e.ids)] = e.ids
     begins = [i * width for i in range(len(examples))]
-    return Batch(_on(ids, device), None, None, *_answers(examples, begins, device))
+    return Batch(on_device(ids, device), None, None, *_answers(examples, begins, device))
 
 
 def _answers(examples: Sequence[Example], begins: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,10 +183,10 @@ def _answers(examples: Sequence[Example], begins: Sequence[int], device: torch.d
     at = [np.arange(b + e.start - 1, b + len(e.ids) - 1) for b, e in zip(begins, examples, strict=True)]
     rows = np.repeat(np.arange(len(examples)), [e.answer_tokens for e in examples])
     targets = [t for e in examples for t in e.ids[e.start :]]
-    return _on(np.concatenate(at), device), _on(rows, device), _on(targets, device)
+    return on_device(np.concatenate(at), device), on_device(rows, device), on_device(targets, device)
 
 
-def _on(numbers: Any, device: torch.device) -> Tensor:
+def on_device(numbers: Any, device: torch.device) -> Tensor:
     """Integers on the device; from pinned memory the copy does not wait for what the GPU is doing."""
     tensor = torch.as_tensor(numbers, dtype=torch.long)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -61,8 +61,8 @@ class Trainer:
         self.parameters = [p for _, p in self.named]
         self.optimizer = self.row.build(self.named, self.spec.optimizer)
         self.curvature = self.row.curvature(self.spec.optimizer) if self.row.curvature else None
-        of_epoch = len(self.sets[self.names[0]]) / self.spec.training.batch_size if self.names else 1.0
-        self.retain_weight = RetainWeight(self.spec.method.retain, self.steps, of_epoch)
+        rows = len(self.sets[self.names[0]]) if self.names else 1
+        self.retain_weight = RetainWeight(self.spec.method.retain, self.steps, rows, self.spec.training.batch_size)
 
     def run(self, emit: Emit, stop: StopFlag, save: Callable[[], None], watch: Callable[[], None]) -> None:
         """Train to the last step.
@@ -79,7 +79,7 @@ class Trainer:
     def _run(self, emit: Emit, stop: StopFlag, save: Callable[[], None], watch: Callable[[], None]) -> None:
         began, saved_at, first = time.monotonic(), time.monotonic(), self.step
         watch_every = self.spec.evaluation.watch_every or max(1, math.ceil(self.steps / 10))
-        save_every = self.spec.training.checkpoint_every
+        save_every, pause = self.spec.training.checkpoint_every, _SAVE_SECONDS
         while self.step < self.steps:
             fields = self.one_step(stop)
             seconds = time.monotonic() - began
@@ -89,10 +89,13 @@ class Trainer:
                 return
             if self.step % watch_every == 0:
                 watch()
-            due = self.step % save_every == 0 if save_every else time.monotonic() - saved_at > _SAVE_SECONDS
+            due = self.step % save_every == 0 if save_every else time.monotonic() - saved_at > pause
             if self.processes.agree(due):
+                saving = time.monotonic()
                 save()
                 saved_at = time.monotonic()
+                # The checkpoint of a large model takes long; it may not take more than a twentieth of the time.
+                pause = max(_SAVE_SECONDS, 20 * (saved_at - saving))
 
     def one_step(self, stop: StopFlag) -> dict[str, Any]:
         """One optimizer step; returns what is told of it. Raises Diverged, and Stopped between forward passes."""
@@ -183,7 +186,7 @@ class Trainer:
             examples = {name: [self.sets[name][row] for row in rows] for name, rows in portion.rows.items()}
             counts = {name: [e.answer_tokens for e in own] for name, own in examples.items()}
             batch = collate(self.model, [e for own in examples.values() for e in own])
-            yield i == len(portions) - 1, Pass(portion.rows, counts, batch, portion.weight)
+            yield i == len(portions) - 1, Pass(portion.rows, portion.places, counts, batch, portion.weight)
 
 
 def steps_of(spec: JobSpec, sets: Mapping[str, Sequence[Example]]) -> int:

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from core.tokens import on_device
+
 # Logits held at one time, in numbers: where answer tokens times vocabulary is more, the head is run in chunks, and
 # again in the backward pass.
 LOGITS_AT_ONCE = 1 << 26
@@ -16,6 +18,26 @@ LOGITS_AT_ONCE = 1 << 26
 # From (tokens, vocab) logits, (tokens,) targets and, where the method needs them, (tokens, vocab) reference logits, to
 # one number a token.
 PerToken = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def in_chunks(
+    of: Callable[..., Tensor], head: Callable[[Tensor], Tensor], vocabulary: int, hidden: Tensor, *beside: Tensor
+) -> Tensor:
+    """`of(logits, *beside)`, one number a token, with the logits of at most LOGITS_AT_ONCE numbers held together.
+
+    hidden: (tokens, hidden), made logits by `head`; beside: (tokens, ...) each.
+    """
+
+    def one(part: Tensor, *others: Tensor) -> Tensor:
+        return of(head(part), *others)
+
+    at_once = max(1, LOGITS_AT_ONCE // vocabulary)
+    if len(hidden) <= at_once:
+        return one(hidden, *beside)
+    parts = zip(*(line.split(at_once) for line in (hidden, *beside)), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([one(*part) for part in parts])
+    return torch.cat([checkpoint(one, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -66,7 +88,7 @@ class View:
     @cached_property
     def lengths(self) -> Tensor:
         """|y|, answer tokens of each sequence: (rows,)."""
-        return torch.tensor(self.row_lengths, device=self.row.device)
+        return on_device(self.row_lengths, self.row.device)
 
     @cached_property
     def position(self) -> Tensor:
@@ -84,26 +106,17 @@ class View:
         The logits of all tokens are never held together where they are many.
         """
         assert self.hidden is not None
+        assert self.head is not None
 
-        def chunk(hidden: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-            assert self.head is not None
-            logits = self.head(hidden)
+        def finished(logits: Tensor, targets: Tensor, reference: Tensor | None = None) -> Tensor:
             then = None
             if reference is not None and self.reference.head is not None:
                 with torch.no_grad():
                     then = self.reference.head(reference)
             return of(logits, targets, then)
 
-        reference = self.reference.hidden
-        at_once = max(1, LOGITS_AT_ONCE // self.vocabulary)
-        if len(self.targets) <= at_once:
-            return chunk(self.hidden, self.targets, reference)
-        parts = []
-        for i in range(0, len(self.targets), at_once):
-            own = slice(i, i + at_once)
-            then = None if reference is None else reference[own]
-            parts.append(checkpoint(chunk, self.hidden[own], self.targets[own], then, use_reentrant=False))
-        return torch.cat(parts)
+        beside = [] if self.reference.hidden is None else [self.reference.hidden]
+        return in_chunks(finished, self.head, self.vocabulary, self.hidden, self.targets, *beside)
 
     @cached_property
     def nll(self) -> Tensor:

@@ -13,9 +13,11 @@ _STREAMS = {"forget": 0, "retain": 1}
 
 @dataclass(frozen=True)
 class Portion:
-    """Rows of each set for one forward pass. `weight` 0: a pass that only keeps step with other processes."""
+    """Rows of each set for one forward pass, and their places among the set's rows of the step, where a small set may
+    have one row twice. `weight` 0: a pass that only keeps step with other processes."""
 
     rows: Mapping[str, Sequence[int]]
+    places: Mapping[str, Sequence[int]]
     weight: float = 1.0
 
 
@@ -56,21 +58,23 @@ class Feed:
 
         Every process gets equally many passes, since some ways of sharing a model need all of them in each.
         """
-        leaders = [name for name in names if name not in self.beside]
-        items = [(name, row) for name in leaders for row in self.rows(name, step)]
+        of_step = {name: self.rows(name, step) for name in names}
         followers = {name: leader for name, leader in self.beside.items() if name in names}
+        items = [(name, place) for name in names if name not in followers for place in range(len(of_step[name]))]
 
         def length(item: tuple[str, int]) -> int:
-            name, row = item
+            name, place = item
             together = [name, *(follower for follower, leader in followers.items() if leader == name)]
-            return sum(len(self.sets[each][row].ids) for each in together)
+            return sum(len(self.sets[each][of_step[each][place]].ids) for each in together)
+
+        def portion(batch: Sequence[tuple[str, int]], weight: float = 1.0) -> Portion:
+            places = {name: [place for n, place in batch if n == followers.get(name, name)] for name in names}
+            rows = {name: [of_step[name][place] for place in own] for name, own in places.items()}
+            return Portion(rows, places, weight)
 
         budget = self.spec.training.micro_batch_tokens
         shares = [by_length(share, length, budget, packed=self.packed) for share in dealt(items, length, self.ranks)]
         own = shares[self.rank]
-        for batch in own:
-            rows = {name: [row for n, row in batch if n == followers.get(name, name)] for name in names}
-            yield Portion(rows)
+        yield from map(portion, own)
         for _ in range(max(map(len, shares)) - len(own)):
-            name, row = min(items, key=length)
-            yield Portion({n: [row] if followers.get(n, n) == name else [] for n in names}, weight=0.0)
+            yield portion([min(items, key=length)], weight=0.0)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -16,7 +15,7 @@ from core.data.batches import by_length
 from core.edits.context import Context
 from core.errors import Diverged
 from core.forward import collate, head, hidden_states, packs
-from core.optim.curvature import sampled_label_loss
+from core.optim.curvature import sampled_label_loss, twice_differentiable
 from core.spec.edits import Influence
 from core.tokens import Batch, Example
 
@@ -72,8 +71,7 @@ class Rows:
         """`G v`, G the Gauss-Newton matrix of the mean token loss: `J' (diag p - p p') J v`, averaged over tokens."""
         total = [torch.zeros_like(p) for p in self.parameters]
         for batch in self.batches():
-            # The fused attention kernels have no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
+            with twice_differentiable():
                 logits = self._logits(batch)
                 # J' u is linear in u, so its derivative along v with respect to u is J v.
                 u = torch.zeros_like(logits, requires_grad=True)
@@ -116,13 +114,15 @@ def _grad(
 def _by_diagonal(retain: Rows, pull: Vector, term: Influence, context: Context) -> Vector:
     """Divide by the damped diagonal of G."""
     diagonal = retain.diagonal(term.draws, context.spec.seed)
-    return [g / (h + term.damping) for g, h in zip(pull, diagonal, strict=True)]
+    torch._foreach_add_(diagonal, term.damping)
+    torch._foreach_div_(pull, diagonal)
+    return pull
 
 
 def conjugate_gradient(retain: Rows, pull: Vector, term: Influence, context: Context) -> Vector:
     """Solve `(G + d I) x = g` to the relative residual asked for, or for as many iterations as allowed."""
     x = [torch.zeros_like(g) for g in pull]
-    residual = [g.clone() for g in pull]
+    residual = pull
     direction = [g.clone() for g in pull]
     size = wanted = _dot(residual, residual)
     for i in range(term.iterations):

@@ -42,13 +42,20 @@ def sampled_label_loss(logits: Tensor, positions: int, uniform: Tensor) -> Tenso
     """Cross-entropy against labels drawn from the model's own softmax, over `positions` (B) of the whole step.
 
     The gradient g of the step's sum gives the estimate `B g*g` of the Gauss-Newton diagonal.
+    """
+    return sampled_label_nll(logits, uniform).sum() / positions
+
+
+def sampled_label_nll(logits: Tensor, uniform: Tensor) -> Tensor:
+    """-log p of a label drawn from the model's own softmax, for each token: (tokens,).
+
     logits: (tokens, vocab); uniform: (tokens,), the random numbers in [0, 1) that the labels come from.
     """
     with torch.no_grad():
         reached = torch.softmax(logits, dim=-1).cumsum(dim=-1)
         labels = torch.searchsorted(reached, (uniform * reached[:, -1])[:, None], right=True).squeeze(1)
         labels.clamp_(max=logits.shape[1] - 1)
-    return cross_entropy(logits, labels, reduction="sum") / positions
+    return cross_entropy(logits, labels, reduction="none")
 
 
 def probe(parameters: Sequence[Parameter], generator: torch.Generator) -> list[Tensor]:

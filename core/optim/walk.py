@@ -85,6 +85,7 @@ class Walk(torch.optim.Optimizer):
             if self.rule.counts_steps:
                 state["step"] += 1
                 step = int(state["step"])
+            assert local(p).is_contiguous(), "an update of a copy would be lost"
             streams = [flat(p), flat(p.grad), *(flat(state[slot]) for slot in self.rule.slots)]
             self._update(streams, group["grad_scale"], self.rule.constants(group, step), self._builds(streams, numel))
             self._counted += streams[0].numel()

@@ -85,6 +85,24 @@ def test_labels_do_not_depend_on_how_the_step_is_cut() -> None:
             torch.testing.assert_close(h, same, rtol=1e-3, atol=1e-6 * float(h.max()))
 
 
+def test_a_row_that_a_step_has_twice_draws_labels_of_its_own_each_time() -> None:
+    """Else the noise of its copies would add up before it is squared, and the estimate grow with their number."""
+    rows = {"forget": tiny.rows(1, [(3, 6)])}
+    optimizer = {"name": "sophia_g", "lr": 1e-30, "weight_decay": 0, "curvature_on": "forget"}
+    model = tiny.llama()
+
+    def total(batch: int) -> float:
+        sums = []
+        for seed in range(60):
+            wanted = tiny.spec("ascent", optimizer, seed=seed, batch_size=batch)
+            trainer = tiny.trainer(wanted, model, rows)
+            trainer.run(tiny.silent, tiny.STOP, lambda: None, lambda: None)
+            sums.append(sum(float(trainer.optimizer.state[p]["h"].sum()) for p in trainer.parameters))
+        return sum(sums) / len(sums)
+
+    assert total(4) / total(1) == pytest.approx(1, abs=0.3)
+
+
 def gauss_newton(model: Any, rows: list[Any]) -> np.ndarray[Any, Any]:
     """The diagonal's sum over each parameter: the mean over positions of the expected squared gradient of -log p."""
     sums = np.zeros(len(list(model.parameters())))
