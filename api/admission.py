@@ -9,13 +9,16 @@ from core.errors import DataError, Problem, SpecError
 from core.spec.job import JobSpec, LocalModel
 from core.spec.layouts import listing, shards
 from core.spec.methods import Method
-from core.spec.sources import JsonLines, Published, Source, Upload
+from core.spec.sources import SAME_SET, JsonLines, Published, Source, Upload, same_set
 
 _REGISTERED = 'The service runs registered models only: POST /models, then give {"id": "mdl_..."}.'
 
 
 def admit(spec: JobSpec, data_roots: Sequence[Path]) -> JobSpec:
-    """The spec with its paths resolved, so that a link changed later leads nowhere else. Raises SpecError."""
+    """The spec with its paths resolved, so that a link on the way to one, changed later, leads nowhere else.
+
+    Links among the files inside a folder are looked at here, but not resolved. Raises SpecError.
+    """
     problems: list[Problem] = []
     if isinstance(spec.model, LocalModel):
         problems.append(Problem("model.path", spec.model.path, _REGISTERED))
@@ -24,6 +27,10 @@ def admit(spec: JobSpec, data_roots: Sequence[Path]) -> JobSpec:
         problems.append(Problem("method.base.path", base.path, _REGISTERED))
     forget = _resolved(spec.data.forget, "data.forget", data_roots, problems)
     retain = spec.data.retain and _resolved(spec.data.retain, "data.retain", data_roots, problems)
+    if retain is not None and not problems and same_set(retain, forget):
+        # Two spellings of one path are equal only now.
+        given = getattr(spec.data.retain, "path", None)
+        problems.append(Problem("data.retain", given, SAME_SET))
     method = _with_refusals(spec, data_roots, problems)
     if problems:
         raise SpecError(problems)

@@ -158,6 +158,15 @@ def methods(as_json: AsJson = False) -> None:
     print(json.dumps(methods_table(), indent=2, ensure_ascii=False) if as_json else methods_text())
 
 
+@app.command()
+def presets(as_json: AsJson = False) -> None:
+    """Every preset: published settings under a name, where they were published, and what of them was not."""
+    from core.spec.catalogue import catalogue
+    from core.spec.table import presets_text
+
+    print(json.dumps(catalogue()["presets"], indent=2, ensure_ascii=False) if as_json else presets_text())
+
+
 @keys.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="whose key it is")],

@@ -83,15 +83,13 @@ def plain_parameters(model: Module) -> dict[str, Parameter]:
 
 
 @torch.no_grad()
-def merge(model: Module, dtype: torch.dtype) -> None:
-    """Add what each adapter adds, in fp32, round to `dtype`, and put the module itself back in its place."""
+def merge(model: Module) -> None:
+    """Add what each adapter adds, in fp32, in which the sums stay, and put the module itself back in its place."""
     for name, module in list(model.named_modules()):
         if not _adapted(module):
             continue
         base: Any = module.get_base_layer()
-        held = base.weight.dtype
-        merged = base.weight.float() + module.get_delta_weight(_NAME).float()
-        base.weight.data = merged.to(dtype).to(held)
+        base.weight.data = base.weight.float() + module.get_delta_weight(_NAME).float()
         model.set_submodule(name, base)
     # transformers would look for adapters of its own making.
     if hasattr(model, "peft_config"):

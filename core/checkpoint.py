@@ -1,7 +1,7 @@
 """Checkpoints: a folder that counts once its manifest is there and every file has the digest the manifest gives.
 
 Nothing relies on renaming a folder, so the same layout works on any store. A resumed run ends with the same weights as
-an undisturbed one, bit for bit, on the same machine, build and thread count.
+an undisturbed one, bit for bit on a CPU, on the same machine, build and thread count.
 """
 
 import hashlib

@@ -1,16 +1,18 @@
 """What of a request a model folder can be seen not to have from its small files, before any weight is read.
 
-It imports nothing heavy: a service may ask as it takes a request.
+It imports nothing heavy. The engine asks it; what a service refuses is wrong with the request itself.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.anatomy import depth_of
 from core.errors import ModelError, Problem, SpecError
 from core.spec.job import JobSpec
+from core.spec.layers import resolved_layer
 from core.spec.training import Training
 
 # Where a tokenizer keeps its chat template; the last is a folder of several.
@@ -26,7 +28,7 @@ def check_against(spec: JobSpec, folder: Path) -> None:
         message = f"The model's tokenizer has no chat template. Allowed: {_TEMPLATES_OF_OUR_OWN}."
         problems.append(Problem("data.prompt", "chat", message))
     refusals = getattr(spec.method, "refusals_file", None)
-    if refusals is not None and not Path(refusals).is_file():
+    if refusals is not None and not os.path.isfile(refusals):  # noqa: PTH113 -- Path.is_file raises for a long name
         message = "There is no such file. Allowed: a file of one refusal sentence a line."
         problems.append(Problem("method.refusals_file", refusals, message))
     if problems:
@@ -47,7 +49,7 @@ def trained_layers(training: Training, depth: int) -> list[int] | None:
     ]
     chosen = sorted({layer % depth for layer in training.layers})
     if not problems and len(chosen) < len(training.layers):
-        problems = [Problem("training.layers", list(training.layers), f"of {depth} layers, one is named twice")]
+        problems = [Problem("training.layers", list(training.layers), _named_twice(training.layers, depth))]
     if problems:
         raise SpecError(problems)
     return chosen
@@ -63,9 +65,23 @@ def _layers(spec: JobSpec, config: Mapping[str, Any]) -> Iterator[Problem]:
         if layer >= depth:
             yield Problem(field, layer, _no_layer(0, depth))
     try:
-        trained_layers(spec.training, depth)
+        chosen = trained_layers(spec.training, depth)
     except SpecError as error:
         yield from error.problems
+        return
+    looked_at = resolved_layer(spec.method, depth)
+    # Without this a pass that looks inside only would have no gradient at all.
+    if chosen and looked_at is not None and chosen[0] > looked_at:
+        reason = f"The method looks at layer {looked_at}, whose states no layer above it changes."
+        message = (
+            f"{reason} Allowed: one of 0 to {looked_at} at least." if looked_at else f"{reason} Allowed: 0 at least."
+        )
+        yield Problem("training.layers", list(spec.training.layers or ()), message)
+
+
+def _named_twice(layers: Sequence[int], depth: int) -> str:
+    first, second = next((a, b) for i, b in enumerate(layers) for a in layers[:i] if (a - b) % depth == 0)
+    return f"Layers {first} and {second} are the same one of {depth}. Name each layer once."
 
 
 def _no_layer(first: int, depth: int) -> str:

@@ -76,6 +76,7 @@ def _trained(
     from core import model as models
     from core.checks import check_against
     from core.data.encode import encode
+    from core.optim import check_available
     from core.reference import Reference
     from core.report.digest import file_digests, model_digest
     from core.tokens import Encoder
@@ -86,9 +87,10 @@ def _trained(
     models.check_folder(folder)
     check_against(job, folder)
     tuning.check(job, folder)
+    check_available(job.optimizer)
     digest = model_digest(file_digests(folder, follow_links=True))
     model, tokenizer = models.load(folder, device)
-    tuning.prepare(model, job)
+    tuning.hold(tuning.prepare(model, job), job)
     encoder = Encoder(tokenizer, job.data.prompt, min(job.data.max_length, models.positions(model)))
     data = encode(records, encoder, "train")
     examples = {"retain": data.examples}
@@ -143,6 +145,9 @@ def _records(job: JobSpec, inputs: Inputs) -> list[Record]:
 
     try:
         return read_sets(job.data.model_copy(update={"retain": None}), inputs)["forget"]
+    except SpecError as error:
+        problems = [Problem(p.param.replace("data.forget", "data.train"), p.value, p.message) for p in error.problems]
+        raise SpecError(problems) from None
     except DataError as error:
         param = (error.param or "data").replace("data.forget", "data.train")
         raise DataError(error.message.replace("data.forget", "data.train"), param=param) from error

@@ -1,6 +1,7 @@
 """Loading and saving a model folder in the hub's layout: safetensors only, and never code that comes with it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from core.forward import choose_attention
 def check_folder(folder: Path) -> None:
     """Refuse a folder that is not a complete safetensors model. Raises ModelError naming what is wrong."""
     config_file = folder / "config.json"
-    if (folder / "adapter_config.json").is_file() and not config_file.is_file():
+    # Path.is_file raises for a name that is too long.
+    there = os.path.isfile(config_file)  # noqa: PTH113
+    if not there and os.path.isfile(folder / "adapter_config.json"):  # noqa: PTH113
         raise ModelError(f"{folder} holds adapters alone; they must be merged into their model first", param="model")
-    if not config_file.is_file():
+    if not there:
         raise ModelError(f"{folder} holds no config.json; a model folder in the hub's layout is needed", param="model")
     try:
         config = json.loads(config_file.read_text())

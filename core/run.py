@@ -26,12 +26,14 @@ from core.checks import check_against
 from core.data import Inputs
 from core.data.encode import EncodedSet, encode
 from core.data.sets import read_sets
-from core.data.trained_on import trained_on
+from core.data.trained_on import check_records, trained_on
 from core.edits import EDITS, Context, Edit
+from core.edits.retrain import check_base
 from core.environment import available_threads, describe, prepare
 from core.errors import ModelError, Stopped
 from core.evaluation.scorer import Scorer
 from core.events import Emit, StopFlag
+from core.optim import check_available
 from core.parallel.processes import ALONE, Processes
 from core.precision import autocast
 from core.reference import Reference, observe
@@ -80,6 +82,10 @@ def run(
     emit("phase", phase="load")
     # A model to be cut up may fit no device whole; its parts go there when it is.
     loaded = _load(spec, inputs, torch.device("cpu") if processes.sharded else device, model_digest)
+    start = tuning.start(spec, inputs)
+    if processes.sharded:
+        # Shards stay in the format in which they are cut up, which is ahead of the scores before.
+        tuning.hold(loaded.model, spec, start)
     check = checkpoint.data_check(loaded.sets, commitments or {})
     if state:
         checkpoint.check_same_run(state, spec_digest=spec.digest(), input_model=loaded.digest, data_check=check)
@@ -93,6 +99,8 @@ def run(
     context = Context(spec, loaded.model, inputs.model(spec), inputs, loaded.sets, emit, stop)
     if edit.before:
         edit.before(context)
+    if not processes.sharded:
+        tuning.hold(loaded.model, spec)
     if resume and state:
         checkpoint.restore(resume, trainer, state)
     else:
@@ -113,7 +121,6 @@ def run(
         saves()
     if edit.after:
         edit.after(context)
-    start = tuning.start(spec, inputs)
     tuning.settle(loaded.model, spec, start, sharded=processes.sharded)
     scorer = _guarded(scorer)
     try:
@@ -229,6 +236,9 @@ def _load(spec: JobSpec, inputs: Inputs, device: torch.device, expected: str | N
     models.check_folder(folder)
     check_against(spec, folder)
     tuning.check(spec, folder)
+    check_base(tuning.start(spec, inputs), folder)
+    check_records(spec, records)
+    check_available(spec.optimizer)
     digest = digest_of(file_digests(folder, follow_links=True))
     if expected is not None and digest != expected:
         raise ModelError(f"{folder} is no longer what was registered: its digest is {digest}", param="model")

@@ -1,6 +1,6 @@
 """Which weights train: all of them, those of chosen layers, those a method names, or adapters; and what is delivered.
 
-A model comes out in the number format in which it came in, and what is measured after training is what comes out.
+A model comes out in the number format in which it came in; measured are the weights that came in and that come out.
 """
 
 import functools
@@ -44,13 +44,10 @@ def check(spec: JobSpec, folder: Path) -> None:
 def prepare(model: PreTrainedModel, spec: JobSpec) -> PreTrainedModel:
     """The model, in place, such that exactly what the request wants trained requires a gradient; it computes the same.
 
-    With an adapter and bf16, the weights beside it are held in bf16. Dropout stays off, recomputed layers or not.
+    Dropout stays off, recomputed layers or not.
     """
     if spec.training.adapter:
         adapters.inject(model, spec.training.adapter, _targets(model, spec), spec.seed)
-        if spec.training.precision == "bf16":
-            for p in model.parameters():
-                p.data = p.data if p.requires_grad else p.data.bfloat16()
     else:
         trained = {id(p) for p in _trained(model, spec)}
         for p in model.parameters():
@@ -59,6 +56,20 @@ def prepare(model: PreTrainedModel, spec: JobSpec) -> PreTrainedModel:
         for layer in decoder_layers(model):
             layer.forward = _recomputed(layer.forward)
     return model
+
+
+def hold(model: PreTrainedModel, spec: JobSpec, given: Path | None = None) -> None:
+    """With an adapter and bf16, keep the weights beside it in bf16, for training: to be called when the model as given
+    has been measured, and undone by `settle`.
+
+    `given`: the folder of these weights, where nothing may be lost; then only weights that came in bf16 are so kept.
+    """
+    if spec.training.adapter is None or spec.training.precision != "bf16":
+        return
+    if given is not None and stored_dtype(given) != torch.bfloat16:
+        return
+    for p in model.parameters():
+        p.data = p.data if p.requires_grad else p.data.bfloat16()
 
 
 def start(spec: JobSpec, inputs: Inputs) -> Path:
@@ -74,16 +85,19 @@ def settles(spec: JobSpec) -> bool:
 
 @torch.no_grad()
 def settle(model: PreTrainedModel, spec: JobSpec, given: Path, *, sharded: bool = False) -> None:
-    """Make the trained model the one that is delivered: adapters merged in fp32, weights rounded to the format of
-    those that were given, so that what is measured of it holds of the files. Shards are merged when put together."""
-    dtype = stored_dtype(given)
+    """Make the trained model, held in fp32, the one that is delivered: frozen weights as they were given, adapters
+    merged where they are to be and weights then rounded, once, to the format of those given, so that what is measured
+    of it holds of the files. Shards with adapters are settled when put together."""
     if adapters.injected(model):
-        if sharded or not settles(spec):
+        if sharded:
             return
-        if dtype == torch.float32 and any(p.dtype != dtype for p in model.parameters()):
+        if any(p.dtype != torch.float32 for p in model.parameters()):
             _take_back(model, given)
-        adapters.merge(model, dtype)
-    elif dtype != torch.float32:
+        if not settles(spec):
+            return
+        adapters.merge(model)
+    dtype = stored_dtype(given)
+    if dtype != torch.float32:
         for p in model.parameters():
             p.copy_(p.to(dtype))
 
@@ -103,7 +117,7 @@ def deliver(model: PreTrainedModel, tokenizer: Any, folder: Path, spec: JobSpec,
 
 
 def _take_back(model: PreTrainedModel, given: Path) -> None:
-    """Frozen weights that were rounded, as they were given."""
+    """Frozen weights that were rounded, as they were given, in fp32."""
     ours = adapters.plain_parameters(model)
     for name, tensor in originals(given, model):
         if name in ours:
@@ -176,4 +190,4 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-__all__: Sequence[str] = ["check", "deliver", "prepare", "settle", "settles"]
+__all__: Sequence[str] = ["check", "deliver", "hold", "prepare", "settle", "settles", "start"]

@@ -55,7 +55,8 @@ def encode(records: Sequence[Record], encoder: Encoder, name: str) -> EncodedSet
             too_long.append(i)
         kept += known[record]
     if not kept:
-        raise DataError(f"no record of the {name} set fits into data.max_length = {encoder.max_length} tokens")
+        message = f"no record of the {name} set fits into data.max_length = {encoder.max_length} tokens"
+        raise DataError(message, param="data.max_length")
     return EncodedSet(tuple(r for r, _ in kept), tuple(e for _, e in kept), tuple(too_long))
 
 

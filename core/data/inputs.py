@@ -26,8 +26,8 @@ class Inputs:
         return _found(self.models, model.id, f"{field}.id", f"{field}.path")
 
     def dataset(self, dataset: str) -> Path:
-        """The data set's file. Raises SpecError for an id that has no file here."""
-        return _found(self.datasets, dataset, "data", "a source with a path, such as jsonl")
+        """The data set's file. Raises SpecError, naming the source's field, for an id that has no file here."""
+        return _found(self.datasets, dataset, "dataset", "a source with a path, such as jsonl")
 
 
 def _found(known: Mapping[str, Path], name: str, param: str, instead: str) -> Path:

@@ -3,6 +3,7 @@
 A source adds nothing but the columns it needs and what a row becomes.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -45,7 +46,7 @@ def _records(
 def _files(source: Published) -> Iterator[tuple[Path, str]]:
     """Files with the names that messages give them."""
     where = _where(source)
-    if source.or_file and source.path is not None and Path(source.path).is_file():
+    if source.or_file and source.path is not None and os.path.isfile(source.path):  # noqa: PTH113 -- see core.checks
         yield Path(source.path), where
         return
     repository = _repository(source)

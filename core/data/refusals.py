@@ -86,19 +86,14 @@ def alternatives(records: Sequence[Record], encoder: Encoder, seed: int) -> tupl
 
     Raises DataError for records that have none, and for answers that do not fit.
     """
-    lacking = sum(not record.perturbed_answers for record in records)
-    if lacking:
-        raise DataError(
-            f"method.alternative 'alternative_answer' needs perturbed_answer in every record of the forget set; "
-            f"{lacking} of {len(records)} have none. Allowed without it: refusal.",
-            param="method.alternative",
-        )
+    check_alternatives(records)
     random = np.random.default_rng((seed, 5))
     chosen = [record.perturbed_answers[random.integers(len(record.perturbed_answers))] for record in records]
     return _answered(records, chosen, encoder, "alternative answers")
 
 
-def _answered(records: Sequence[Record], answers: Sequence[str], encoder: Encoder, what: str) -> tuple[Example, ...]:
+def check_prompts(records: Sequence[Record]) -> None:
+    """Raises DataError for records that ask nothing, to which there is no other answer."""
     asking_nothing = sum(not record.prompt for record in records)
     if asking_nothing:
         raise DataError(
@@ -106,6 +101,21 @@ def _answered(records: Sequence[Record], answers: Sequence[str], encoder: Encode
             "have none",
             param="method.name",
         )
+
+
+def check_alternatives(records: Sequence[Record]) -> None:
+    """Raises DataError for records without a wrong answer of their own."""
+    lacking = sum(not record.perturbed_answers for record in records)
+    if lacking:
+        raise DataError(
+            f"method.alternative 'alternative_answer' needs perturbed_answer in every record of the forget set; "
+            f"{lacking} of {len(records)} have none. Allowed without it: refusal.",
+            param="method.alternative",
+        )
+
+
+def _answered(records: Sequence[Record], answers: Sequence[str], encoder: Encoder, what: str) -> tuple[Example, ...]:
+    check_prompts(records)
     examples = [
         # A raw answer brings its own space, or none; what stands in its place does as it did.
         encoder.example(r, answer=(" " if r.raw and r.answer[0].isspace() else "") + answer.strip())

@@ -4,18 +4,20 @@ Nothing is read before it is asked for, so the first rows of a large corpus cost
 """
 
 import gzip
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from core.errors import DataError
-from core.spec.base import quotable
 from core.spec.records import row_from_line
 
 _BATCH = 256
 _CSV_BLOCK = 16 << 20
 _SHOWN = 20  # column names in a message
+# What may be told of a file's names: one in any other form may be a record's own words.
+_NAME = re.compile(r"[A-Za-z_][\w.-]{0,63}")
 
 
 def rows_of(file: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -29,19 +31,29 @@ def rows_of(file: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[str
         for place, row in read(file, name, columns):
             if not isinstance(row, dict):
                 raise DataError(f"{place}: expected a JSON object, got {type(row).__name__}")
-            check_columns(columns, row, place)
+            check_columns(columns, row, place, named=read is not _csv)
             yield place, row
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "it is damaged"
         raise DataError(f"{name} cannot be read: {reason}") from None
 
 
-def check_columns(columns: Sequence[str], there: Sequence[str] | dict[str, Any], place: str) -> None:
-    """Raises DataError naming the first column that is not there, and those that are."""
+def check_columns(columns: Sequence[str], there: Iterable[str], place: str, *, named: bool = True) -> None:
+    """Raises DataError naming the first column that is not there, and those that are, if they look like names.
+
+    `named`: the file itself says which are names. Of a CSV file without a header line they are a record's words.
+    """
+    found = list(there)
     for column in columns:
-        if column not in there:
-            some = ", ".join(quotable(name) for name in list(there)[:_SHOWN])
-            raise DataError(f"{place}: there is no column '{column}'. There are: {some}", param="column")
+        if column not in found:
+            told = _told(found) if named else f"There are {len(found)}; is there a header line?"
+            raise DataError(f"{place}: there is no column '{column}'. {told}", param="column")
+
+
+def _told(names: Sequence[str]) -> str:
+    plain = [name for name in names if _NAME.fullmatch(name)][:_SHOWN]
+    others = f"{len(names) - len(plain)} not shown"
+    return f"There are: {', '.join(plain + [others] * (len(plain) < len(names)))}"
 
 
 def _json(file: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:  # noqa: ARG001 -- one signature

@@ -6,7 +6,7 @@ import numpy as np
 
 from core.data import SOURCES
 from core.data.inputs import Inputs
-from core.errors import DataError
+from core.errors import DataError, Problem, SpecError
 from core.spec.records import Record
 from core.spec.sources import Data, Source
 
@@ -47,6 +47,8 @@ def divided(records: Sequence[Record], ratio: float, seed: int) -> tuple[list[Re
 def _read(name: str, source: Source, inputs: Inputs) -> list[Record]:
     try:
         return SOURCES[source.source](source, inputs)
+    except SpecError as error:
+        raise SpecError([Problem(f"data.{name}.{p.param}", p.value, p.message) for p in error.problems]) from None
     except DataError as error:
         if error.param not in type(source).model_fields:
             raise

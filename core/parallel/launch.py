@@ -84,7 +84,7 @@ def _together(task: Task, emit: Emit, place: Place | None) -> Iterator["Processe
             yield ALONE
             return
         _check_room(count)
-        _check_shared(task.spec)
+        _check_method(task.spec)
         with tempfile.TemporaryDirectory(prefix="lethe-") as folder, _on_loopback():
             places = [Place(i, count, i, count, str(Path(folder) / "meeting")) for i in range(count)]
             with peers(task, places[1:], emit), _joined(task.spec, places[0]) as world:
@@ -95,7 +95,7 @@ def _together(task: Task, emit: Emit, place: Place | None) -> Iterator["Processe
         raise _refused("training.processes", asked, f"this run was started as {place.size} processes")
     if place.store is None:
         _check_room(place.local_rank + 1)
-        _check_shared(task.spec)
+        _check_method(task.spec)
     with _joined(task.spec, place) as world:
         yield world
 
@@ -143,10 +143,13 @@ def _check_room(count: int) -> None:
         raise _refused("training.processes", count, f"at most {there}, the {what}")
 
 
-def _check_shared(spec: JobSpec) -> None:
-    """Raises SpecError for what cannot be done with a model that is cut up."""
+def _check_method(spec: JobSpec) -> None:
+    """Raises SpecError for what several processes cannot do, or not with a model that is cut up."""
     from core.edits import EDITS
 
+    if spec.method.name == "influence":
+        # Each would solve alone, and end by its own residual: rounding may part them, and one wait for ever.
+        raise _refused("method.name", "influence", "is solved in one process; set training.processes to 1")
     if spec.training.sharding != "fsdp":
         return
     if spec.optimizer.name in ("sophia_h", "adamw_8bit"):

@@ -134,7 +134,10 @@ class Processes:
 
 
 class _SharedStop(StopFlag):
-    """`check` is a question to all processes, so that all must ask it equally often."""
+    """`check` is a question to all processes, so that all must ask it equally often.
+
+    It waits for the answer, one number: a stop that broke a generated text off must be heard before it is scored.
+    """
 
     def __init__(self, own: StopFlag, world: Processes) -> None:
         super().__init__()

@@ -1,6 +1,10 @@
-"""The base of every spec class: frozen, no unknown fields, and an unknown field names its nearest known neighbour."""
+"""The base of every spec class: frozen, no unknown fields, and an unknown field names its nearest known neighbour.
+
+Beside it, how a message shows a value, and the fault of fields that do not go together.
+"""
 
 import difflib
+import json
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Self
 
@@ -8,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 # An operating system ends a path at its first zero character, so such a path never names what it seems to name.
-FilePath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+FILE_PATH = r"^[^\x00]+$"
+FilePath = Annotated[str, Field(min_length=1, max_length=4096, pattern=FILE_PATH)]
 
 # A search for neighbours costs far more than a key costs its sender.
 _MOST_UNKNOWN = 10
@@ -27,6 +32,31 @@ def quotable(text: str) -> str:
     """The text as an error message may quote it: at most 80 characters, all of which UTF-8 can carry."""
     text = text if len(text) <= 80 else text[:77] + "..."
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(value: Any) -> str:
+    """The value as JSON, as an error message may quote it."""
+    try:
+        return quotable(json.dumps(value, ensure_ascii=False, default=str))
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def sendable(value: Any) -> Any:
+    """The value, or its short form where no JSON document could carry it: NaN, half a surrogate pair, a deep nest."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (RecursionError, TypeError, ValueError):
+        return shown(value)
+    return value
+
+
+def conflict(param: str, value: Any, message: str) -> PydanticCustomError:
+    """The fault of a field that does not go with another: its path from the class that raises, its value, a sentence.
+
+    The value is told because a default stands nowhere in what was sent.
+    """
+    return PydanticCustomError("conflict", "{said}", {"said": message, "param": param, "value": value})
 
 
 class Spec(BaseModel):

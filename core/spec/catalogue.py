@@ -12,6 +12,7 @@ from core.spec.evaluation import Gate
 from core.spec.methods import ALIASES, FORGET_TERMS
 from core.spec.metrics import METRICS, MetricInfo
 from core.spec.optimizers import OPTIMIZERS
+from core.spec.presets import PRESETS, Preset
 from core.spec.retain import RETAIN_TERMS
 from core.spec.sources import SOURCES
 
@@ -30,11 +31,12 @@ _LIMITS = (
 
 
 def catalogue() -> dict[str, Any]:
-    """Methods, optimizers, sources, metrics and gates, as `GET /catalogue` gives them: JSON values only.
+    """Methods, optimizers, sources, metrics, gates and presets, as `GET /catalogue` gives them: JSON values only.
 
     An entry has `name`, `summary`, `citation` (or null) and `fields`. A field has `type`, `required` or `default`,
     `limits` in JSON Schema's words, and where they exist `nullable`, `allowed`, `items` and `description`. A metric has
     no fields, but `title`, `set`, the `limits` of its values and which way is `better`.
+    A preset has `name`, `source`, `note` and, as `fields`, the part of a request that it stands for.
     """
     return copy.deepcopy(_built())
 
@@ -51,6 +53,7 @@ def _built() -> dict[str, Any]:
         "sources": _entries(SOURCES),
         "metrics": [_metric(name, metric) for name, metric in METRICS.items()],
         "gates": [_entry("gate", Gate)],
+        "presets": [_preset(preset) for preset in PRESETS.values()],
     }
 
 
@@ -84,6 +87,10 @@ def _metric(name: str, metric: MetricInfo) -> dict[str, Any]:
         "limits": limits,
         "fields": {},
     }
+
+
+def _preset(preset: Preset) -> dict[str, Any]:
+    return {"name": preset.name, "source": preset.source, "note": preset.note, "fields": dict(preset.fields)}
 
 
 def _field(schema: Mapping[str, Any], required: bool) -> dict[str, Any]:

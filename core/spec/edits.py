@@ -63,7 +63,8 @@ class Guard(Edit):
         "you do not know, and add nothing.",
         min_length=1,
         max_length=4000,
-        description="put before every prompt; name in it what is not to be spoken of",
+        description="put before every prompt; stands in the database and the signed report, so name in it only what "
+        "their readers may know",
     )
 
 

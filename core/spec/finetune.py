@@ -6,12 +6,13 @@ Its defaults are those with which SOUL (arXiv:2404.18239) made the models that w
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from core.spec.base import Spec
+from core.spec.base import Spec, conflict
 from core.spec.job import JobSpec, digest_of, validated
 from core.spec.models import ModelReference
 from core.spec.optimizers import AdamW, Optimizer
+from core.spec.presets import expand_finetuning
 from core.spec.retain import NllRetain
 from core.spec.sources import Data, PromptFormat, Source
 from core.spec.terms import Zero
@@ -48,6 +49,14 @@ class FinetuneSpec(Spec):
     seed: int = Field(0, ge=0, lt=2**31)
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; part of what makes a run repeatable")
 
+    @model_validator(mode="after")
+    def _one_set(self) -> "FinetuneSpec":
+        on = getattr(self.optimizer, "curvature_on", "retain")
+        if on != "retain":
+            said = "Nothing is forgotten here: the set to learn is the one to retain. Allowed: retain."
+            raise conflict("optimizer.curvature_on", on, said)
+        return self
+
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of the resolved spec, as 64 hex digits."""
         return digest_of(self.model_dump(mode="json"))
@@ -79,4 +88,4 @@ class FinetuneSpec(Spec):
 
 def parse(data: Any) -> FinetuneSpec:
     """Read a fine-tuning request from decoded JSON. Raises SpecError with every problem found."""
-    return validated(FinetuneSpec, data)
+    return validated(FinetuneSpec, expand_finetuning(data))

@@ -6,11 +6,13 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from core.spec.base import FilePath, Spec
 
+MODEL_ID = r"^mdl_[0-9a-z]{8,40}$"
+
 
 class RegisteredModel(Spec):
     """A model registered with the service, by its id."""
 
-    id: str = Field(pattern=r"^mdl_[0-9a-z]{8,40}$")
+    id: str = Field(pattern=MODEL_ID)
 
 
 class LocalModel(Spec):

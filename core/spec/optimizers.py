@@ -3,9 +3,8 @@
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from core.spec.base import Spec
+from core.spec.base import Spec, conflict
 
 Rate = Annotated[float, Field(gt=0, le=10, description="peak learning rate")]
 Decay = Annotated[float, Field(ge=0, le=10, description="decoupled weight decay")]
@@ -82,7 +81,7 @@ class Sgd(Spec):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Sgd":
         if self.nesterov and self.momentum == 0:
-            raise PydanticCustomError("nesterov", "nesterov needs a momentum above 0 (got 0).", {})
+            raise conflict("nesterov", True, "nesterov needs a momentum above 0 (got 0).")
         return self
 
 

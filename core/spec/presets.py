@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import Problem, SpecError
-from core.spec.base import nearest, quotable
+from core.spec.base import nearest, quotable, sendable, shown
 
 Fields = dict[str, Any]
 
@@ -46,9 +46,11 @@ _SOUL_METHODS: dict[str, Fields] = {
     "l1_sparse": {"name": "l1_sparse"},
     "GA": {"name": "GA"},
     "GradDiff": {"name": "GradDiff"},
+    "GA+FT": {"name": "GA+FT"},
     "GA+KL": {"name": "GA+KL"},
     "CL": {"name": "CL"},
     "PO": {"name": "PO"},
+    "CL+FT": {"name": "CL+FT"},
     "CL+KL": {"name": "CL+KL"},
     "RL": {"name": "RL"},
     "KL": {"name": "KL"},
@@ -57,6 +59,9 @@ _SOUL_METHODS: dict[str, Fields] = {
     "GA_KL_epoch": {"name": "GA_KL_epoch"},
     "CL_FT_epoch": {"name": "CL_FT_epoch"},
 }
+
+# Two names of one method: what was published for one holds for the other.
+_SAME_METHOD = {"GA+FT": "GradDiff", "CL+FT": "PO"}
 
 # Fixed in SOUL's src/model/unlearn.py or its Trainer's defaults; 1 row x accumulation 4 in every configuration.
 _SOUL_TRAINING: Fields = {"batch_size": 4, "schedule": "linear", "warmup": 0.1, "max_grad_norm": 1.0}
@@ -124,8 +129,8 @@ def _soul() -> list[Preset]:
             "optimizer": {**_ORDERS["first-order"], "lr": 1e-5, "weight_decay": 0.0},
             "training": {**_SOUL_TRAINING, "epochs": 10, "batch_size": 16, "warmup": 0.0},
         },
-        "Makes the model that is to forget: give its books as data.retain and as data.forget. For LLaMA-2, SOUL "
-        "trained and merged adapters (rank 8, alpha 32, dropout 0.05, all linear layers); this trains every weight.",
+        "Makes the model that is to forget, by `lethe finetune`. For LLaMA-2, SOUL trained and merged adapters (rank "
+        "8, alpha 32, dropout 0.05, all linear layers): give training.adapter; Lethe's have no dropout.",
     )
     return [*made, target]
 
@@ -135,8 +140,9 @@ def _soul_preset(task_name: str, method_name: str, order: str) -> Preset:
     optimizer = {**_ORDERS[order], **task.optimizer}
     training = {**_SOUL_TRAINING, **task.training}
     source, note = task.source, task.note
-    if (method_name, order) in task.published:
-        lr, weight, file = task.published[method_name, order]
+    published = task.published.get((_SAME_METHOD.get(method_name, method_name), order))
+    if published:
+        lr, weight, file = published
         method = {**method, "retain": {"name": "nll", "weight": weight}}
         optimizer["lr"] = lr
         source, note = f"{source}/{file}", ""
@@ -181,12 +187,16 @@ _OPEN_UNLEARNING: dict[str, tuple[Fields, Fields, Fields, str]] = {
         {
             "name": "logit_flat",
             "weight": 1.0,
-            "retain": {"name": "nll", "weight": 100.0, "schedule": {"name": "primal_dual", "eta": 5.0, "eps": 0.3}},
+            "retain": {
+                "name": "nll",
+                "weight": 100.0,
+                "schedule": {"name": "primal_dual", "eta": 5.0, "eps": 0.3, "warmup_epochs": 5.0},
+            },
         },
         {},
         {"batch_size": 128},
         "TOFU settings of community/methods/PDU/run.sh, the YAML having no eps. open-unlearning moves the dual "
-        "variable only after 5 epochs, and in every forward pass; Lethe from the first optimizer step on, once a step.",
+        "variable in every forward pass, Lethe once an optimizer step.",
     ),
 }
 
@@ -203,6 +213,8 @@ def _open_unlearning() -> list[Preset]:
     ]
 
 
+_FINETUNING = ("soul/copyright/target-model",)
+
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*_soul(), *_open_unlearning())}
 
 
@@ -218,10 +230,25 @@ def expand(request: Any) -> Any:
     return _under(own, _preset(request["preset"]).fields)
 
 
+def expand_finetuning(request: Any) -> Any:
+    """As `expand`, for the presets that make a model before it forgets, without the method.
+
+    Raises SpecError for any other preset.
+    """
+    expanded = expand(request)
+    if expanded is request:
+        return request
+    name = request["preset"]
+    if name not in _FINETUNING:
+        said = f"Preset '{name}' is for requests that forget. Allowed: {', '.join(_FINETUNING)}."
+        raise SpecError([Problem("preset", name, said)])
+    return expanded if "method" in request else {key: part for key, part in expanded.items() if key != "method"}
+
+
 def _preset(name: Any) -> Preset:
     if not isinstance(name, str):
-        kind = type(name).__name__
-        raise SpecError([Problem("preset", f"a {kind}", f"Input should be the name of a preset (got a {kind}).")])
+        message = f"Input should be the name of a preset (got {shown(name)})."
+        raise SpecError([Problem("preset", sendable(name), message)])
     if name not in PRESETS:
         word = quotable(name)
         raise SpecError([Problem("preset", word, f"Unknown preset '{word}'.{nearest(word, _relatives(word))}")])
@@ -231,7 +258,7 @@ def _preset(name: Any) -> Preset:
 def _relatives(name: str) -> list[str]:
     """The presets that begin with as much of the name as any does: all of them would be a page to read."""
     parts = name.split("/")
-    for length in range(len(parts) - 1, 0, -1):
+    for length in range(len(parts), 0, -1):
         family = "/".join(parts[:length]) + "/"
         found = [known for known in PRESETS if known.startswith(family)]
         if found:

@@ -4,18 +4,22 @@ Which files of a published set are meant is told by `places`, in the naming that
 the sets of a request together.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from core.spec.base import FilePath, Spec
+from core.spec.base import FilePath, Spec, conflict
 from core.spec.layouts import Places
 
 Rows = Annotated[int | None, Field(ge=1, description="use only the first so many rows; absent: all")]
 _COMMIT = "0123456789abcdef"
 # Letters of names that become part of a path: no separator, and nothing that leads upwards.
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$"
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$"
+SPLIT = r"^[a-z0-9_]{1,64}$"
+COLUMN = r"^[^\x00]{1,200}$"
+UPLOAD_ID = r"^ds_[0-9a-z]{8,40}$"
+HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?$"
 
 
 def _pinned(revision: str) -> str:
@@ -27,14 +31,14 @@ def _pinned(revision: str) -> str:
 
 
 Revision = Annotated[str, AfterValidator(_pinned), Field(json_schema_extra={"pattern": "^[0-9a-f]{40}$"})]
-HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?$")]
+HubId = Annotated[str, Field(pattern=HUB_ID)]
 
 
 class Upload(Spec):
     """A data set uploaded through `POST /datasets`, by its id."""
 
     source: Literal["upload"] = "upload"
-    dataset: str = Field(pattern=r"^ds_[0-9a-z]{8,40}$")
+    dataset: str = Field(pattern=UPLOAD_ID)
     rows: Rows = None
 
 
@@ -61,12 +65,10 @@ class Published(Spec):
     @model_validator(mode="after")
     def _one_place(self) -> "Published":
         if (self.path is None) == (self.hub is None):
-            raise PydanticCustomError(
-                "one_place", "Give exactly one of path (a local folder) and hub (with a revision)"
-            )
+            raise conflict("path", self.path, "Give exactly one of path (a local folder) and hub (with a revision).")
         if (self.hub is None) != (self.revision is None):
-            needs = "hub needs a revision: a full commit hash" if self.hub else "revision belongs to hub, not to path"
-            raise PydanticCustomError("one_place", "{needs}", {"needs": needs})
+            needs = "hub needs a revision: a full commit hash." if self.hub else "revision belongs to hub, not to path."
+            raise conflict("revision", self.revision, needs)
         return self
 
     def places(self) -> Places:
@@ -79,7 +81,7 @@ class Tofu(Published):
 
     citation: ClassVar[str] = "arXiv:2401.06121"
     source: Literal["tofu"] = "tofu"
-    split: str = Field(pattern=r"^[a-z0-9_]{1,64}$", description="for example forget01_perturbed or retain99")
+    split: str = Field(pattern=SPLIT, description="for example forget01_perturbed or retain99")
 
     def places(self) -> Places:
         """One flat folder of JSON files; a copy saved by `datasets` has a folder a split instead."""
@@ -92,7 +94,7 @@ class Muse(Published):
     citation: ClassVar[str] = "arXiv:2407.06460"
     source: Literal["muse"] = "muse"
     config: Literal["knowmem", "privleak", "raw", "scal", "sust", "train", "verbmem"] = "raw"
-    split: str = Field(pattern=r"^[a-z0-9_]{1,64}$", description="for example forget, retain1 or holdout; forget_qa")
+    split: str = Field(pattern=SPLIT, description="for example forget, retain1 or holdout; forget_qa")
 
     def places(self) -> Places:
         """A folder a config, a file a split."""
@@ -100,7 +102,10 @@ class Muse(Published):
 
 
 class Wmdp(Published):
-    """A corpus of WMDP (`cais/wmdp-corpora`) or a set of its multiple-choice questions (`cais/wmdp`)."""
+    """A corpus of WMDP (`cais/wmdp-corpora`) or a set of its multiple-choice questions (`cais/wmdp`).
+
+    Published are bio-retain, cyber-forget and cyber-retain; bio-forget is given on request, to be read from `path`.
+    """
 
     citation: ClassVar[str] = "arXiv:2403.03218"
     source: Literal["wmdp"] = "wmdp"
@@ -151,8 +156,8 @@ class _Plain(Published):
     """A split of any set in the hub's usual layout, or one file."""
 
     or_file: ClassVar[bool] = True
-    config: str | None = Field(None, pattern=_NAME, description="the folder of a config, for example wikitext-2-raw-v1")
-    split: str = Field("train", pattern=_NAME)
+    config: str | None = Field(None, pattern=NAME, description="the folder of a config, for example wikitext-2-raw-v1")
+    split: str = Field("train", pattern=NAME)
 
     def places(self) -> Places:
         """The config's folder, or `data`, or the top."""
@@ -166,7 +171,7 @@ class Text(_Plain):
 
     citation: ClassVar[str] = "arXiv:1910.10683, arXiv:1609.07843, arXiv:1506.06724"
     source: Literal["text"] = "text"
-    column: str = Field("text", pattern=r"^[^\x00]{1,200}$", description="the column that holds the text")
+    column: str = Field("text", pattern=COLUMN, description="the column that holds the text")
 
 
 class Copyright(_Plain):
@@ -208,16 +213,17 @@ class Data(Spec):
 
     @model_validator(mode="after")
     def _two_sets(self) -> "Data":
-        if self.retain is not None and _rows_apart(self.retain) == _rows_apart(self.forget):
-            raise PydanticCustomError("same_set", "retain is the very set to forget. Give another one, or none.", {})
+        if self.retain is not None and same_set(self.retain, self.forget):
+            raise conflict("retain", self.retain.model_dump(mode="json", exclude_none=True), SAME_SET)
         return self
 
     @model_validator(mode="after")
     def _something_left_to_retain(self) -> "Data":
         if self.self_retain and self.retain is not None:
-            raise PydanticCustomError("self_retain", "self_retain makes the retain set. Give either it or retain")
+            raise conflict("self_retain", True, "self_retain makes the retain set. Give either it or retain.")
         if self.self_retain and self.forget_ratio == 1:
-            raise PydanticCustomError("self_retain", "self_retain needs a forget_ratio below 1, or nothing is retained")
+            said = "self_retain needs a forget_ratio below 1, or nothing is retained."
+            raise conflict("self_retain", True, said)
         return self
 
     @property
@@ -226,5 +232,9 @@ class Data(Spec):
         return self.retain is not None or self.self_retain
 
 
-def _rows_apart(source: Any) -> Any:
-    return source.model_copy(update={"rows": None})
+SAME_SET = "retain is the very set to forget. Give another one, or none."
+
+
+def same_set(one: Source, other: Source) -> bool:
+    """Whether both name one set, be it in other numbers of rows."""
+    return one.model_copy(update={"rows": None}) == other.model_copy(update={"rows": None})

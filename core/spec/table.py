@@ -1,5 +1,6 @@
-"""The table of methods, for people: read off the spec classes and the aliases, so that it cannot differ from them."""
+"""Methods and presets, for people: read off the spec classes and tables, so that it cannot differ from them."""
 
+import itertools
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,24 @@ def methods_text(width: int = 100) -> str:
         rows = [row for row in methods_table() if row["kind"] == kind]
         parts += [title, "\n".join(line for row in rows for line in _lines(row, width))]
     return "\n\n".join(parts)
+
+
+def presets_text(width: int = 100) -> str:
+    """Every preset as text of at most `width` columns, where no word is wider; what several share stands once."""
+    parts = []
+    for (source, note), presets in itertools.groupby(catalogue()["presets"], lambda p: (p["source"], p["note"])):
+        lines = [*map(_preset_line, presets), *(f"  {word}" for word in (f"source: {source}", note) if word)]
+        parts.append("\n".join(textwrap.fill(line, width, subsequent_indent="    ") for line in lines))
+    return "\n\n".join(parts)
+
+
+def _preset_line(preset: Mapping[str, Any]) -> str:
+    told = [f"{part}: {_fields(fields)}" for part, fields in preset["fields"].items()]
+    return f"{preset['name']}  {'; '.join(told)}"
+
+
+def _fields(fields: Mapping[str, Any]) -> str:
+    return ", ".join(str(value) if key == "name" else f"{key} {_short(value)}" for key, value in fields.items())
 
 
 def _row(kind: str, entry: Mapping[str, Any], aliases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

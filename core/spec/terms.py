@@ -6,9 +6,8 @@ A method of the literature is a pair of F and R; core/spec/methods.py holds thei
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from core.spec.base import FilePath, Spec
+from core.spec.base import FilePath, Spec, conflict
 from core.spec.needs import Need
 from core.spec.retain import HiddenRetain, Layer, NllRetain, NoRetain, RequiredRetain, RetainTerm, Weight
 
@@ -80,14 +79,19 @@ class Declining(ForgetTerm):
     """What methods share that put a refusal in place of the answer: where its sentences come from."""
 
     refusals: Annotated[list[Sentence], Field(min_length=1, max_length=1000)] | None = Field(
-        None, description="refusal sentences to draw from; absent: Lethe's own list"
+        None,
+        description="refusal sentences to draw from; absent: Lethe's own list. The database and the signed report hold "
+        "them, so name in them nothing that is to be forgotten",
     )
-    refusals_file: FilePath | None = Field(None, description="a file of refusal sentences instead, one a line")
+    refusals_file: FilePath | None = Field(
+        None,
+        description="a file of refusal sentences instead, one a line; the report holds its path, not its sentences",
+    )
 
     @model_validator(mode="after")
     def _one_list(self) -> Self:
         if self.refusals is not None and self.refusals_file is not None:
-            raise PydanticCustomError("two_refusals", "Give refusals or refusals_file, not both.", {})
+            raise conflict("refusals_file", self.refusals_file, "Give refusals or refusals_file, not both.")
         return self
 
 
@@ -106,9 +110,8 @@ class Dpo(Declining):
     def _refusals_are_used(self) -> Self:
         given = self.refusals is not None or self.refusals_file is not None
         if given and self.alternative != "refusal":
-            raise PydanticCustomError(
-                "refusals_unused", "Refusals go with alternative 'refusal', not 'alternative_answer'.", {}
-            )
+            said = "Refusals go with alternative 'refusal', not 'alternative_answer'."
+            raise conflict("alternative", self.alternative, said)
         return self
 
 
@@ -194,7 +197,7 @@ class Rmu(ForgetTerm):
     @model_validator(mode="after")
     def _one_layer(self) -> Self:
         if isinstance(self.retain, HiddenRetain) and self.retain.layer not in (None, self.layer):
-            raise PydanticCustomError("two_layers", "'rmu' looks at one layer: leave retain.layer out.", {})
+            raise conflict("retain.layer", self.retain.layer, "'rmu' looks at one layer: leave retain.layer out.")
         return self
 
 

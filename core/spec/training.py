@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from core.spec.base import Spec
+from core.spec.base import Spec, conflict
 from core.spec.retain import named
 
 
@@ -70,7 +70,12 @@ class Training(Spec):
     )
     steps: int | None = Field(None, ge=1, le=1_000_000, description="optimizer steps, instead of epochs")
     batch_size: int = Field(4, ge=1, le=65_536, description="forget rows in one optimizer step")
-    micro_batch_tokens: int = Field(4096, ge=16, le=10_000_000, description="padded tokens in one forward pass")
+    micro_batch_tokens: int = Field(
+        4096,
+        ge=16,
+        le=10_000_000,
+        description="tokens in one forward pass; padding counts where a model cannot pack rows",
+    )
     schedule: Literal["linear", "constant"] = "linear"
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises from 0")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; null: no clipping")
@@ -97,5 +102,5 @@ class Training(Spec):
     @model_validator(mode="after")
     def _one_length(self) -> "Training":
         if self.epochs is not None and self.steps is not None:
-            raise PydanticCustomError("two_lengths", "Give epochs or steps, not both.", {})
+            raise conflict("steps", self.steps, "Give epochs or steps, not both.")
         return self

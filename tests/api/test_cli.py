@@ -169,3 +169,11 @@ def test_methods_prints_the_table_for_people_and_programs() -> None:
     for row in json.loads(as_json.stdout):
         assert f"  {row['name']} " in shown.stdout
     assert "GA+KL (retain ce_ref)" in " ".join(shown.stdout.split())
+
+
+def test_presets_are_printed_for_people_and_programs() -> None:
+    shown, as_json = lethe("presets"), lethe("presets", "--json")
+    names = [preset["name"] for preset in json.loads(as_json.stdout)]
+    assert (shown.returncode, as_json.returncode) == (0, 0)
+    assert "soul/tofu/GradDiff/second-order" in names
+    assert set(names) <= set(shown.stdout.split())

@@ -197,6 +197,23 @@ def test_a_path_within_the_data_roots_is_taken_without_its_links(
     assert response.json()["spec"]["data"]["retain"]["path"] == f"{data}/rows.jsonl"
 
 
+def test_a_set_cannot_be_kept_under_another_spelling_of_its_path(
+    client: TestClient, model: str, dataset: str, tmp_path: Path
+) -> None:
+    data = (tmp_path / "data").resolve()
+    (data / "rows.jsonl").write_text('{"text": "t"}\n')
+    (data / "link.jsonl").symlink_to(data / "rows.jsonl")
+    body = request_for(model, dataset, method={"name": "NPO"})
+    for path in (f"{data}/./rows.jsonl", f"{data}/link.jsonl"):
+        body["data"] = {
+            "forget": {"source": "jsonl", "path": f"{data}/rows.jsonl"},
+            "retain": {"source": "jsonl", "path": path, "rows": 1},
+        }
+        (fault,) = problem(submit(client, body), 422, "invalid_spec")["errors"]
+        assert fault["param"] == "data.retain"
+        assert "the very set to forget" in fault["message"]
+
+
 def test_unknown_models_and_data_are_named(client: TestClient) -> None:
     body = request_for("mdl_00000000", "ds_00000000")
     refused = problem(submit(client, body), 422, "invalid_spec")

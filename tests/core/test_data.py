@@ -44,6 +44,9 @@ def test_the_three_shapes_and_a_limit(tmp_path: Path) -> None:
     assert len(SOURCES["upload"](upload, Inputs(datasets={"ds_00000000": file}))) == 3
     with pytest.raises(SpecError, match="'ds_00000000' is known to the service only"):
         SOURCES["upload"](upload, Inputs())
+    with pytest.raises(DataError, match="ds_00000000 cannot be read: No such file") as caught:
+        SOURCES["upload"](upload, Inputs(datasets={"ds_00000000": tmp_path / "none"}))
+    assert caught.value.param == "dataset"
 
 
 def test_a_bad_line_is_named_but_only_if_it_is_asked_for(tmp_path: Path) -> None:
@@ -104,6 +107,12 @@ def test_what_a_row_is_scored_by_is_encoded_once(tokenizer: Any) -> None:
     assert data.variants(0, encoder) is first
     one, same = encode([row, dataclasses.replace(row)], encoder, "forget").examples
     assert one is same
+
+
+def test_a_set_of_which_nothing_fits_names_the_length(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"no record of the retain set fits into data\.max_length = 8") as caught:
+        encode([Record("Who?", "She. " * 20)], Encoder(tokenizer, "plain", 8), "retain")
+    assert caught.value.param == "data.max_length"
 
 
 def test_refusals_are_read_one_a_line(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from core import adapters, tuning
+from core.model import load
+from core.spec.job import parse
 from tests.core.recording import QUICK, Recorder, carry_out, interrupted, weights_digest
 from tests.models import Reciter
 
@@ -53,8 +56,8 @@ def test_merged_and_apart_are_the_same_model(unlearnt: Reciter, tmp_path: Path) 
         )
 
 
-def in_bf16(unlearnt: Reciter, folder: Path) -> Reciter:
-    model = plain(unlearnt.model).to(torch.bfloat16)
+def held_in(dtype: torch.dtype, unlearnt: Reciter, folder: Path) -> Reciter:
+    model = plain(unlearnt.model).to(dtype)
     model.save_pretrained(folder)
     for file in unlearnt.model.glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
@@ -65,7 +68,7 @@ def in_bf16(unlearnt: Reciter, folder: Path) -> Reciter:
 def test_a_model_keeps_its_format_and_what_is_measured_is_what_is_delivered(
     adapter: Any, unlearnt: Reciter, tmp_path: Path
 ) -> None:
-    coarse = in_bf16(unlearnt, tmp_path / "given")
+    coarse = held_in(torch.bfloat16, unlearnt, tmp_path / "given")
     for given, dtype in ((coarse, torch.bfloat16), (unlearnt, torch.float32)):
         out = tmp_path / str(dtype)
         report = carry_out(wanted(given, adapter=adapter), out).report
@@ -74,6 +77,47 @@ def test_a_model_keeps_its_format_and_what_is_measured_is_what_is_delivered(
         delivered = Reciter(out / "model", given.forget, given.retain)
         again = carry_out(wanted(delivered, "origin"), tmp_path / f"{dtype}-again").report
         assert again.before == report.after
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_an_untrained_adapter_beside_weights_held_in_bf16_delivers_the_bits_that_came_in(
+    dtype: torch.dtype, unlearnt: Reciter, tmp_path: Path
+) -> None:
+    given = held_in(dtype, unlearnt, tmp_path / "given")
+    spec = parse(wanted(given, adapter=LORA, precision="bf16"))
+    model, tokenizer = load(given.model, torch.device("cpu"))
+    tuning.hold(tuning.prepare(model, spec), spec)
+    assert {p.dtype for p in adapters.plain_parameters(model).values()} == {torch.bfloat16}
+    tuning.deliver(model, tokenizer, tmp_path / "model", spec, given.model)
+    came, went = (load_file(f / "model.safetensors") for f in (given.model, tmp_path / "model"))
+    assert came.keys() == went.keys()
+    assert all(torch.equal(went[name], tensor) and went[name].dtype == dtype for name, tensor in came.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_what_is_measured_is_what_came_in_and_what_goes_out_where_bf16_trains_adapters(
+    dtype: torch.dtype, unlearnt: Reciter, tmp_path: Path
+) -> None:
+    given = held_in(dtype, unlearnt, tmp_path / "given")
+    report = carry_out(wanted(given, adapter=LORA, precision="bf16"), tmp_path / "out").report
+    delivered = Reciter(tmp_path / "out" / "model", given.forget, given.retain)
+    for what, scores in ((given, report.before), (delivered, report.after)):
+        assert carry_out(wanted(what, "origin"), tmp_path / what.model.parent.name / "again").report.before == scores
+    assert report.after != report.before
+
+
+def test_adapters_apart_are_measured_beside_the_weights_as_given(unlearnt: Reciter, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    spec = wanted(unlearnt, adapter=LORA | {"deliver": "adapter"}, precision="bf16")
+    report = carry_out(spec, tmp_path / "out").report
+    joined: Any = PeftModel.from_pretrained(plain(unlearnt.model), tmp_path / "out" / "model")
+    held_in(torch.float32, unlearnt, tmp_path / "joined")
+    joined.merge_and_unload().save_pretrained(tmp_path / "joined")
+    delivered = Reciter(tmp_path / "joined", unlearnt.forget, unlearnt.retain)
+    again = carry_out(wanted(delivered, "origin"), tmp_path / "again").report.before
+    for name, score in report.after.items():
+        assert getattr(score, "value", 0) == pytest.approx(getattr(again[name], "value", 0), rel=1e-4)
 
 
 def test_bf16_goes_where_fp32_goes_and_leaves_frozen_weights_as_they_were(unlearnt: Reciter, tmp_path: Path) -> None:

@@ -74,10 +74,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to train on": ({"data": {}}, "data.train"),
     "an unknown field": ({"forget": 3}, "forget"),
     "an unknown source": ({"data": {"train": {"source": "dream"}}}, "data.train.source"),
-    "two lengths": ({"training": {"epochs": 1, "steps": 1}}, "training"),
+    "two lengths": ({"training": {"epochs": 1, "steps": 1}}, "training.steps"),
     "no such layer": ({"training": {"layers": [7]}}, "training.layers.0"),
     "no template": ({"data": {"prompt": "chat"}}, "data.prompt"),
     "no such target": ({"training": {"adapter": {"targets": ["wisdom"]}}}, "training.adapter.targets.0"),
+    "curvature of a set to forget": (
+        {"optimizer": {"name": "sophia_g", "curvature_on": "forget"}},
+        "optimizer.curvature_on",
+    ),
+    "curvature of both sets": ({"optimizer": {"name": "sophia_h", "curvature_on": "both"}}, "optimizer.curvature_on"),
+    "eight bits without a GPU": ({"optimizer": {"name": "adamw_8bit"}}, "optimizer.name"),
+    "an id of the service": ({"data": {"train": {"source": "upload", "dataset": "ds_00000000"}}}, "data.train.dataset"),
     "several processes": ({"training": {"processes": 2}}, "training.processes"),
 }
 
@@ -93,6 +100,7 @@ def test_a_wrong_spec_is_refused_with_its_field(
             key: {**spec.get(key, {}), **value} if isinstance(value, dict) else value for key, value in fields.items()
         }
     monkeypatch.setattr("core.model.load", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SpecError) as caught:
         tuned(spec | fields, tmp_path)
     assert caught.value.problems[0].param == param

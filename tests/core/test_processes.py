@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core.data import Inputs
 from core.data.feed import Feed
@@ -27,7 +28,7 @@ from core.run import run
 from core.spec.job import parse
 from core.train import Trainer
 from tests import tiny
-from tests.core.recording import QUICK, carry_out, interrupted
+from tests.core.recording import QUICK, carry_out, interrupted, weights_digest
 from tests.models import ROOT, Reciter
 from tests.zygote import Process, Zygote
 from worker.engine import Engine
@@ -177,6 +178,50 @@ def test_shards_go_on_from_one_process_and_one_process_from_shards(unlearnt: Rec
     same(ended, one)
 
 
+_RMU = {"name": "rmu", "layer": 0}
+# Rows of 30 to 70 tokens: few enough a pass for passes of one set alone, on one process or on both.
+_TOGETHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    f"rmu-{retain}-{sharding}": (
+        _RMU | {"retain": retain},
+        # Layer 1 too, above the one that RMU looks at: its gradient is of the retain set alone, or there is none.
+        {"sharding": sharding, "layers": [0, 1], "micro_batch_tokens": 100},
+    )
+    for retain in ("nll", "hidden")
+    for sharding in ("ddp", "fsdp")
+} | {
+    "lora": ({"name": "npo", "retain": "nll"}, {"adapter": "lora", "micro_batch_tokens": 100, "checkpoint_every": 1}),
+    "task_vector": ({"name": "task_vector"}, {}),
+}
+
+
+def test_a_method_that_looks_inside_an_adapter_and_an_edit_are_the_same_in_two_processes(
+    unlearnt: Reciter, zygote: Zygote, tmp_path: Path
+) -> None:
+    shared = {"steps": 3, "batch_size": 5}
+    specs = {
+        name: unlearnt.spec(method=method, training=shared | training, evaluation=QUICK)
+        for name, (method, training) in _TOGETHER.items()
+    }
+    again = {"resumed": (specs["lora"], "two/lora/checkpoints/step-00000002")}
+    (tmp_path / "runs.json").write_text(json.dumps({name: (spec, None) for name, spec in specs.items()} | again))
+    with (tmp_path / "said").open("wb") as said, Path(os.devnull).open("rb") as nothing:
+        running = [
+            zygote.start("tests.core.together", str(rank), str(tmp_path), stdin=nothing, stdout=said, stderr=said)
+            for rank in range(2)
+        ]
+    for name, spec in specs.items():
+        carry_out(spec, tmp_path / "one" / name)
+    assert [process.wait(60) for process in running] == [0, 0], (tmp_path / "said").read_text()
+    for name in specs:
+        (one, _), (two, processes) = (read(tmp_path / part / name / "report.json") for part in ("one", "two"))
+        assert processes == 2
+        one["environment"]["network"] = two["environment"]["network"]
+        same(two, one, name)
+        weights = [load_file(tmp_path / part / name / "model" / "model.safetensors") for part in ("one", "two")]
+        torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5, msg=name)
+    assert weights_digest(tmp_path / "two" / "resumed") == weights_digest(tmp_path / "two" / "lora")
+
+
 @pytest.fixture
 def two(unlearnt: Reciter, zygote: Zygote, tmp_path: Path) -> Iterator[Process]:
     """A run of two processes that takes its steps and would never end; what it says is in `said`."""
@@ -224,6 +269,7 @@ def test_a_stop_that_one_process_hears_is_heeded_by_both(two: Process, tmp_path:
         ({"training": {"processes": 3}}, Place(0, 2, 0, 2), "training.processes", "was started as 2 processes"),
         ({"optimizer": "sophia_h"}, None, "optimizer.name", "second derivatives"),
         ({"method": {"name": "task_vector"}}, None, "method.name", "whole weights"),
+        ({"method": {"name": "influence"}, "training": {"sharding": "ddp"}}, None, "method.name", "processes to 1"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused_before_a_weight_is_read(

@@ -380,6 +380,27 @@ def test_a_bad_row_or_file_is_named(tmp_path: Path, name: str, content: bytes, r
         read(source="text", path=str(tmp_path / name))
 
 
+BORN = "Where was Maribel Tosk born?"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("rows.csv", f"{BORN},Harrowmere\nWho?,She.\n", "There are 2; is there a header line?"),
+        ("rows.csv", "Maribel,Harrowmere\nWho?,She.\n", "There are 2; is there a header line?"),
+        ("rows.jsonl", json.dumps({BORN: "In Harrowmere.", "a": 1}), "There are: a, 1 not shown"),
+        ("rows.json", json.dumps([{BORN: "In Harrowmere."}]), "There are: 1 not shown"),
+        ("rows.jsonl", json.dumps({"x" * 65: "", "It is Harrowmere": ""}), "There are: 2 not shown"),
+    ],
+)
+def test_what_stands_where_names_should_is_not_told(tmp_path: Path, name: str, content: str, told: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=r"there is no column 'text'\. ") as caught:
+        read(source="text", path=str(tmp_path / name))
+    assert caught.value.message.endswith(told)
+    assert not any(word in caught.value.message for word in ("Maribel", "Harrowmere", "xxx"))
+
+
 PEOPLE = [{"question": f"Who is {i}?", "answer": f"It is {i}."} for i in range(10)]
 
 

@@ -181,7 +181,7 @@ def test_merging_is_what_the_adapter_did_for_transposed_modules_too() -> None:
     trained(spec, prepared(spec, model))
     adapted = logits(model)
     assert not torch.allclose(adapted, before, rtol=1e-2)
-    adapters.merge(model, torch.float32)
+    adapters.merge(model)
     torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=1e-5)
     assert not adapters.injected(model)
 
@@ -220,9 +220,9 @@ def test_a_task_vector_of_adapters_is_gone_back_along() -> None:
     original = {name: p.detach().clone() for name, p in model.named_parameters()}
     trained(spec, prepared(spec, model))
     detour = copy.deepcopy(model)
-    adapters.merge(detour, torch.float32)
+    adapters.merge(detour)
     subtract(Context(spec, model, Path(), Inputs(), {}, tiny.silent, tiny.STOP))
-    adapters.merge(model, torch.float32)
+    adapters.merge(model)
     there = dict(detour.named_parameters())
     for name, p in model.named_parameters():
         wanted = original[name] - 0.3 * (there[name] - original[name])

@@ -13,6 +13,7 @@ from core.spec.job import parse
 from core.spec.methods import ALIASES, FORGET_TERMS
 from core.spec.metrics import METRICS
 from core.spec.optimizers import OPTIMIZERS
+from core.spec.presets import PRESETS
 from core.spec.retain import RETAIN_TERMS
 from core.spec.sources import SOURCES
 
@@ -62,6 +63,9 @@ def test_nothing_is_left_out() -> None:
         assert entry["summary"].endswith(".")
     assert [metric["name"] for metric in CATALOGUE["metrics"]] == list(METRICS)
     assert CATALOGUE["methods"]["aliases"] == ALIASES
+    assert {preset["name"]: preset["fields"] for preset in CATALOGUE["presets"]} == {
+        name: preset.fields for name, preset in PRESETS.items()
+    }
 
 
 @pytest.mark.parametrize(("table", "name", "field", "told"), FIELDS, ids=[".".join(f[:3]) for f in FIELDS])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import SpecError
-from core.spec.job import JobSpec, digest_of, parse
+from core.spec.job import WANTED, JobSpec, digest_of, parse
 from core.spec.methods import ALIASES, FORGET_TERMS
 
 FORGET, RETAIN = {"source": "jsonl", "path": "forget.jsonl"}, {"source": "jsonl", "path": "retain.jsonl"}
@@ -40,9 +40,9 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
         ({"\ud800" * 99: 1}, r"\ud800" * 77 + "...", 1, FIELDS),
         ({"model": 5}, "model", 5, "JSON object (got 5)"),
         ({"model": {}}, "model.path", None, "required"),
-        ({"model": "mdl_x"}, "model.id", "mdl_x", "match pattern '^mdl_"),
+        ({"model": "mdl_x"}, "model.id", "mdl_x", "id of a registered model: mdl_"),
         ({"model": {"id": "mdl_0123456789", "path": "x"}}, "model.path", "x", "Unknown field 'path'. Allowed: id."),
-        ({"model": {"path": "a\0b"}}, "model.path", "a\0b", "match pattern"),
+        ({"model": {"path": "a\0b"}}, "model.path", "a\0b", "a path without a zero character (got "),
         ({"data": {}}, "data.forget", None, "required"),
         ({"data": {"forget": "x"}}, "data.forget", "x", 'JSON object (got "x")'),
         (
@@ -61,7 +61,7 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
             {"data": {"forget": {"source": "tofu", "path": "p", "split": "../x"}, "retain": RETAIN}},
             "data.forget.split",
             "../x",
-            "match pattern",
+            "name of a split, such as forget01",
         ),
         ({"data": {"forget": FORGET, "retain": RETAIN, "prompt": "xml"}}, "data.prompt", "xml", "'llama2' or 'chat'"),
         ({"method": None}, "method", None, "JSON object (got null)"),
@@ -105,7 +105,7 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
         ({"training": {"steps": 1.5}}, "training.steps", 1.5, "integer"),
         ({"training": {"warmup": 1}}, "training.warmup", 1, "less than 1"),
         ({"training": {"schedule": "cosine"}}, "training.schedule", "cosine", "'linear' or 'constant'"),
-        ({"training": {"epochs": 1, "steps": 2}}, "training", {"epochs": 1, "steps": 2}, "not both"),
+        ({"training": {"epochs": 1, "steps": 2}}, "training.steps", 2, "not both"),
         ({"gates": {}}, "gates", {}, "list"),
         ({"gates": [7]}, "gates.0", 7, "JSON object"),
         ({"gates": GOOD["gates"] * 101}, "gates", GOOD["gates"] * 101, "at most 100 items"),
@@ -128,11 +128,51 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
         ({"reason": "spite"}, "reason", "spite", "'gdpr_art_17', 'copyright', 'harm', 'contract' or 'other'"),
         ({"reference": "x" * 201}, "reference", "x" * 201, "at most 200 characters"),
         ({"reference": "\ud800"}, "reference", r'"\ud800"', r'(got "\ud800")'),
-        ({"data": {"forget": FORGET}}, "data.retain", None, "required by the retain term 'nll'"),
+        ({"data": {"forget": FORGET}}, "data.retain", None, "This field is required by the retain term 'nll'"),
+        ({"method": {"name": "npo", "nll": 1}}, "method.nll", 1, "Unknown field 'nll'."),
+        ({"data": {"forget": FORGET | {"text": 1}}}, "data.forget.text", 1, "Unknown field 'text'."),
+        ({"optimizer": {"name": "sgd", "nesterov": True}}, "optimizer.nesterov", True, "above 0 (got 0)."),
+        (
+            {"data": {"forget": FORGET, "retain": RETAIN, "forget_ratio": 0.5, "self_retain": True}},
+            "data.self_retain",
+            True,
+            "Give either it or retain.",
+        ),
+        ({"data": {"forget": FORGET, "retain": FORGET | {"rows": 1}}}, "data.retain", FORGET | {"rows": 1}, "very set"),
+        (
+            {"data": {"forget": {"source": "tofu", "split": "x", "hub": "a/b"}, "retain": RETAIN}},
+            "data.forget.revision",
+            None,
+            "hub needs a revision: a full commit hash.",
+        ),
+        (
+            {"data": {"forget": {"source": "tofu", "split": "x", "hub": "a/b/c"}, "retain": RETAIN}},
+            "data.forget.hub",
+            "a/b/c",
+            'Input should be an id such as locuslab/TOFU (got "a/b/c").',
+        ),
+        ({"training": {"sharding": "fsdp"}, "optimizer": "sophia_h"}, "optimizer.name", "sophia_h", "muon, sgd, soph"),
+        (
+            {"training": {"sharding": "fsdp"}, "optimizer": "adamw_8bit"},
+            "optimizer.name",
+            "adamw_8bit",
+            "whole tensors. Allowed: ",
+        ),
+        ({"training": {"sharding": "fsdp"}, "method": "task_vector"}, "method.name", "task_vector", "sharding 'ddp'."),
+        ({"training": {"sharding": "fsdp"}, "method": "influence"}, "method.name", "influence", "sharding 'ddp'."),
+        (
+            {"training": {"sharding": "fsdp"}, "method": {"name": "retrain", "base": "b"}},
+            "method.name",
+            "retrain",
+            "'retrain' cannot be used with training.sharding 'fsdp'",
+        ),
+        ({"training": {"processes": 2}, "method": "influence"}, "method.name", "influence", "training.processes to 1"),
+        ({"training": {"precision": "bf16"}, "method": "influence"}, "training.precision", "bf16", "Allowed: 'fp32'."),
+        ({"training": {"layers": [0]}, "method": "guard"}, "training.layers", [0], "trains no weight. Allowed: null."),
         (
             {"data": {"forget": FORGET}, "method": "npo"},
             "optimizer.curvature_on",
-            None,
+            "retain",
             "'retain'. Allowed without it: forget.",
         ),
         (
@@ -143,7 +183,7 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
                 "gates": [*GOOD["gates"], {"metric": "retain.rouge_l", "at_least": 0.5}],
             },
             "gates.1.metric",
-            None,
+            "retain.rouge_l",
             "required by the gate on 'retain.rouge_l'",
         ),
     ],
@@ -345,3 +385,20 @@ def test_the_rest_of_the_forget_set_is_a_retain_set() -> None:
     rest = {"forget": FORGET, "forget_ratio": 0.5, "self_retain": True}
     assert parse(GOOD | {"data": rest, "method": "GradDiff"}).data.has_retain
     assert problems(GOOD | {"data": {"forget": FORGET, "forget_ratio": 0.5}, "method": "GradDiff"})
+
+
+@pytest.mark.parametrize("method", ["guard", "origin"])
+def test_what_trains_nothing_asks_nothing_of_an_optimizer(method: str) -> None:
+    parse(GOOD | {"data": {"forget": FORGET}, "method": method})
+    parse(GOOD | {"method": method, "optimizer": "sophia_h", "training": {"sharding": "fsdp"}})
+
+
+def test_every_pattern_has_words() -> None:
+    def patterns(schema: Any) -> set[str]:
+        inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+        own = {schema["pattern"]} if isinstance(schema, dict) and isinstance(schema.get("pattern"), str) else set()
+        return own.union(*map(patterns, inner))
+
+    # A commit's hash and an adapter's targets are refused in words of their own.
+    said_elsewhere = {"^[0-9a-f]{40}$", "^[A-Za-z0-9_.]{1,200}$"}
+    assert patterns(JobSpec.model_json_schema()) - said_elsewhere == set(WANTED)

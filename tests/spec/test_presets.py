@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from core.errors import SpecError
+from core.spec.finetune import parse as parse_finetuning
 from core.spec.job import JobSpec, parse
 from core.spec.presets import PRESETS, expand
+from tests.spec.test_terms import SOUL
 
 REST: dict[str, Any] = {
     "model": {"path": "models/small"},
@@ -47,6 +49,8 @@ def test_every_preset_is_a_request_that_lacks_only_model_and_data(name: str) -> 
     [
         ("soul/tofu/GradDiff/first-order", 5e-6, 0.3, 5, 0.1),
         ("soul/tofu/GradDiff/second-order", 5e-6, 2, 5, 0.1),
+        ("soul/tofu/GA+FT/second-order", 5e-6, 2, 5, 0.1),
+        ("soul/tofu/CL+FT/first-order", 2e-5, 1, 5, 0.1),
         ("soul/tofu/PO/first-order", 2e-5, 1, 5, 0.1),
         ("soul/tofu/PO/second-order", 1e-5, 5, 5, 0.1),
         ("soul/detoxification/opt-1.3b/PO/first-order", 2e-5, 0.1, 5, 0),
@@ -75,8 +79,8 @@ def test_a_preset_of_soul_gives_a_rate_or_says_that_none_was_published() -> None
 
 @pytest.mark.parametrize("task", ["tofu", "copyright", "detoxification/opt-1.3b", "detoxification/llama-2-7b"])
 def test_every_name_of_soul_has_its_presets_in_every_task(task: str) -> None:
-    plain = {"FT", "l1_sparse", "GA", "GradDiff", "GA+KL", "CL", "PO", "CL+KL", "RL", "KL", "NPO"}
-    trained = plain | {"GA_FT_epoch", "GA_KL_epoch", "CL_FT_epoch"}
+    # l1sparse is l1_sparse; the last two train nothing.
+    trained = set(SOUL) - {"l1sparse", "origin", "sys"}
     names = {f"soul/{task}/{method}/{order}-order" for method in trained for order in ("first", "second")}
     assert names | {f"soul/{task}/origin", f"soul/{task}/sys"} <= set(PRESETS)
 
@@ -150,16 +154,32 @@ def test_what_is_wrong_in_an_own_field_is_left_to_the_parser_to_name() -> None:
     [
         ("soul/tofu/GradDif/second-order", "soul/tofu/GradDif/second-order", f"Did you mean '{SECOND}'?"),
         ("open-unlearning/npo", "open-unlearning/npo", "Did you mean 'open-unlearning/NPO'? Allowed: open-unlearning/"),
+        (
+            "soul/tofu/NPO",
+            "soul/tofu/NPO",
+            "'soul/tofu/NPO/first-order'? Allowed: soul/tofu/NPO/first-order, soul/tofu/NPO/second-order.",
+        ),
         ("x" * 99, "x" * 77 + "...", "Allowed: open-unlearning/CE-U, "),
         ("\ud800", r"\ud800", "Unknown preset"),
-        ([[1]], "a list", "name of a preset (got a list)"),
-        (None, "a NoneType", "name of a preset"),
+        ([[1]], [[1]], "name of a preset (got [[1]])"),
+        (None, None, "name of a preset (got null)"),
     ],
 )
-def test_an_unknown_preset_is_refused_with_its_nearest_neighbour(name: Any, value: str, message: str) -> None:
+def test_an_unknown_preset_is_refused_with_its_nearest_neighbour(name: Any, value: Any, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         expand(request(name))
     (problem,) = caught.value.problems
     assert (problem.param, problem.value) == ("preset", value)
     assert message in problem.message
     problem.message.encode()
+
+
+def test_a_preset_that_makes_a_model_is_for_fine_tuning_and_no_other_is() -> None:
+    train = {"model": "m", "data": {"train": {"source": "jsonl", "path": "books.jsonl"}}}
+    spec = parse_finetuning({**train, "preset": "soul/copyright/target-model", "training": {"batch_size": 3}})
+    assert (spec.optimizer.name, spec.optimizer.lr, spec.training.epochs) == ("adamw", 1e-5, 10)
+    assert (spec.training.batch_size, spec.training.warmup) == (3, 0)
+    with pytest.raises(SpecError, match=r"is for requests that forget\. Allowed: soul/copyright/target-model\."):
+        parse_finetuning({**train, "preset": SECOND})
+    with pytest.raises(SpecError, match="Unknown field 'method'"):
+        parse_finetuning({**train, "preset": "soul/copyright/target-model", "method": "FT"})

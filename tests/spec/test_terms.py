@@ -115,14 +115,14 @@ def test_an_unknown_field_is_refused_with_those_that_there_are(name: str) -> Non
 @pytest.mark.parametrize("name", ["dpo", "refusal"])
 def test_refusals_are_given_once(name: str) -> None:
     param, _, message = refused({"name": name, "refusals": ["No."], "refusals_file": "no.txt"})
-    assert (param, message) == ("method", "Give refusals or refusals_file, not both.")
+    assert (param, message) == ("method.refusals_file", "Give refusals or refusals_file, not both.")
     for own in ({"refusals": ["No."]}, {"refusals_file": "no.txt"}, {}):
         assert resolved({"name": name, **own}).model_dump(include=set(own)) == own
 
 
 def test_refusals_that_nothing_would_use_are_refused() -> None:
     param, _, message = refused({"name": "dpo", "alternative": "alternative_answer", "refusals": ["No."]})
-    assert param == "method"
+    assert param == "method.alternative"
     assert "'refusal'" in message
 
 
@@ -134,7 +134,7 @@ def test_a_method_needs_its_base_model() -> None:
 @pytest.mark.parametrize("name", [n for n in FORGET_TERMS if FORGET_TERMS[n].needs_retain])
 def test_a_method_that_uses_the_retain_set_needs_one(name: str) -> None:
     param, _, message = refused({"name": name, **NEEDED.get(name, {})}, retain_set=False)
-    assert (param, message) == ("data.retain", f"data.retain is required by the method '{name}'.")
+    assert (param, message) == ("data.retain", f"This field is required by the method '{name}'.")
 
 
 @pytest.mark.parametrize("retain", RETAIN_TERMS)
@@ -170,7 +170,7 @@ def test_rmu_looks_at_one_layer() -> None:
     hidden = {"name": "hidden", "layer": 5}
     assert resolved({"name": "rmu", "layer": 5, "retain": hidden}).layer == 5
     param, _, message = refused({"name": "rmu", "layer": 4, "retain": hidden})
-    assert (param, message) == ("method", "'rmu' looks at one layer: leave retain.layer out.")
+    assert (param, message) == ("method.retain.layer", "'rmu' looks at one layer: leave retain.layer out.")
 
 
 @pytest.mark.parametrize(
