@@ -3,7 +3,6 @@
 The same code path as production, with everything under one folder. A part that dies is started again.
 """
 
-import ctypes
 import fcntl
 import importlib.util
 import json
@@ -12,7 +11,6 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,19 +22,16 @@ from pathlib import Path
 
 import httpx
 
+from api.part import Part
 from api.store import keys
 from api.store.migrate import upgrade
 from api.store.session import now, open_database
 from core.errors import LetheError
 from core.report.keys import load_or_create_key, public_path
 
-_ROOT = Path(__file__).resolve().parent.parent
-_STOP_SECONDS = 20.0
 _READY_SECONDS = 60.0
 _SHORT_LIFE = 15.0
 _SHORT_LIVES = 5
-_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedError(LetheError):
@@ -44,49 +39,6 @@ class EmbeddedError(LetheError):
 
     code = "embedded"
     exit_code = 1
-
-
-@dataclass
-class Part:
-    """One child process of the service, and when it was last started."""
-
-    name: str
-    command: list[str]
-    environment: Mapping[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-    short_lives: int = 0  # in a row
-
-    def start(self) -> None:
-        """Start it, in a session of its own: Ctrl-C reaches the roof only, which ends the parts in their order."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command,
-                cwd=_ROOT,
-                env=dict(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            )
-        self.started = time.monotonic()
-
-    def alive(self) -> bool:
-        """Whether its process runs."""
-        return self.process is not None and self.process.poll() is None
-
-    def stop(self) -> None:
-        """SIGTERM, then SIGKILL where it does not heed it."""
-        if self.process is None or not self.alive():
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 @dataclass
@@ -295,9 +247,3 @@ def _bindable(host: str, port: int) -> int:
             reason = f"{host}:{port} cannot be listened on: {error.strerror}"
             raise EmbeddedError(f"{reason}. Give another --port, or 0 for a free one.") from None
         return int(probe.getsockname()[1])
-
-
-def _end_with_parent() -> None:
-    """On Linux the kernel ends a part whose roof was killed. It runs between fork and exec, so it loads nothing."""
-    if _PRCTL is not None:
-        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)

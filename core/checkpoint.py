@@ -9,8 +9,9 @@ import hmac
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from core.data.encode import EncodedSet
 from core.environment import versions
 from core.errors import CheckpointError, ModelError
+from core.events import Emit
 from core.parallel.processes import Processes
 from core.parallel.sharding import spread
 from core.report.digest import file_digests
@@ -199,6 +201,33 @@ def restore(folder: Path, trainer: Trainer, state: State) -> None:
         trainer.optimizer.state[p][slot] = spread(tensor, p) if tensor.shape == p.shape else tensor.to(device)
     trainer.step, trainer.loss, trainer.curve = state.step, state.loss, list(state.curve)
     trainer.retain_weight.dual = state.retain_dual
+
+
+@dataclass
+class Saver:
+    """Saves the trainer's state when called, and keeps the newest `keep` checkpoints; None: all of them."""
+
+    folder: Path
+    trainer: Trainer
+    input_model: str
+    check: str
+    before: Mapping[str, Measurement]
+    emit: Emit
+    keep: int | None
+    seconds_before: float
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all attempts."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def __call__(self) -> None:
+        trainer = self.trainer
+        kept = save(self.folder, trainer, trainer.spec, self.input_model, self.check, self.before, self.seconds)
+        self.emit("checkpoint", step=trainer.step, folder=str(kept))
+        if self.keep is not None and trainer.processes.first:
+            prune(kept, self.keep)
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

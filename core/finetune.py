@@ -6,19 +6,17 @@ The same loop as a run's, without scores or a report; the same command resumes w
 import argparse
 import json
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from core.command import folder_made, heeded, read_json, told
 from core.data import Inputs
-from core.errors import CheckpointError, DataError, Problem, SpecError
+from core.errors import CheckpointError, Problem, SpecError
 from core.events import Emit, StopFlag
 from core.parallel.launch import started_as
 from core.spec.finetune import FinetuneSpec, parse
 from core.spec.job import JobSpec
-from core.spec.records import Record
 
 RESULT = "finetune.json"
 
@@ -73,58 +71,39 @@ def _trained(
     state: Any,
 ) -> dict[str, Any]:
     from core import checkpoint, tuning
-    from core import model as models
-    from core.checks import check_against
-    from core.data.encode import encode
-    from core.optim import check_available
+    from core.data.sets import read_set
+    from core.loading import load
     from core.reference import Reference
-    from core.report.digest import file_digests, model_digest
-    from core.tokens import Encoder
     from core.train import Trainer, steps_of
 
     emit("phase", phase="load")
-    records, folder = _records(job, inputs), inputs.model(job)
-    models.check_folder(folder)
-    check_against(job, folder)
-    tuning.check(job, folder)
-    check_available(job.optimizer)
-    digest = model_digest(file_digests(folder, follow_links=True))
-    model, tokenizer = models.load(folder, device)
-    tuning.hold(tuning.prepare(model, job), job)
-    encoder = Encoder(tokenizer, job.data.prompt, min(job.data.max_length, models.positions(model)))
-    data = encode(records, encoder, "train")
+    loaded = load(job, inputs, {"train": read_set("train", spec.data.train, inputs)}, device)
+    tuning.hold(loaded.model, job)
+    data = loaded.sets["train"]
     examples = {"retain": data.examples}
-    check = checkpoint.data_check({"train": data}, {})
-    trainer = Trainer(job, model, examples, Reference(), steps_of(job, examples))
+    check = checkpoint.data_check(loaded.sets, {})
+    trainer = Trainer(job, loaded.model, examples, Reference(), steps_of(job, examples))
     if resume and state:
-        checkpoint.check_same_run(state, spec_digest=job.digest(), input_model=digest, data_check=check)
+        checkpoint.check_same_run(state, spec_digest=job.digest(), input_model=loaded.digest, data_check=check)
         checkpoint.restore(resume, trainer, state)
 
     emit("phase", phase="train")
-    began, earlier = time.monotonic(), state.seconds if state else 0.0
-
-    def seconds() -> float:
-        return float(earlier + time.monotonic() - began)
-
-    def save() -> None:
-        kept = checkpoint.save(out / "checkpoints", trainer, job, digest, check, {}, seconds())
-        emit("checkpoint", step=trainer.step, folder=str(kept))
-        checkpoint.prune(kept, 2)
-
-    trainer.run(emit, stop, save, lambda: None)
+    earlier = state.seconds if state else 0.0
+    saves = checkpoint.Saver(out / "checkpoints", trainer, loaded.digest, check, {}, emit, 2, earlier)
+    trainer.run(emit, stop, saves, lambda: None)
     result = {
         "spec_digest": spec.digest(),
         "spec": spec.model_dump(mode="json"),
-        "input_model": digest,
+        "input_model": loaded.digest,
         "rows": len(data.examples),
         "answer_tokens": data.answer_tokens,
         "too_long": len(data.too_long),
         "steps": trainer.steps,
         "losses": [point["loss"] for point in trainer.curve],
         "final_loss": trainer.loss,
-        "seconds": round(seconds(), 3),
+        "seconds": round(saves.seconds, 3),
     }
-    tuning.deliver(model, tokenizer, out / "model", job, folder)
+    tuning.deliver(loaded.model, loaded.encoder.tokenizer, out / "model", job, loaded.start)
     return _finished(out, result, emit)
 
 
@@ -138,19 +117,6 @@ def _finished(out: Path, result: Mapping[str, Any], emit: Emit) -> dict[str, Any
     draft.replace(out / RESULT)
     emit("done", model=str(out / "model"), loss=whole["final_loss"])
     return whole
-
-
-def _records(job: JobSpec, inputs: Inputs) -> list[Record]:
-    from core.data.sets import read_sets
-
-    try:
-        return read_sets(job.data.model_copy(update={"retain": None}), inputs)["forget"]
-    except SpecError as error:
-        problems = [Problem(p.param.replace("data.forget", "data.train"), p.value, p.message) for p in error.problems]
-        raise SpecError(problems) from None
-    except DataError as error:
-        param = (error.param or "data").replace("data.forget", "data.train")
-        raise DataError(error.message.replace("data.forget", "data.train"), param=param) from error
 
 
 def _check_alone(spec: FinetuneSpec) -> None:

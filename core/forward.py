@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from core import packing
-from core.anatomy import decoder_layers as decoder_layers
+from core.anatomy import decoder_layers
 from core.errors import ModelError
 from core.tokens import Batch, Example, pack, pad
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from core.device import on_device
 from core.forward import head, hidden_states, states
 from core.methods import METHODS, Need
 from core.methods.retain import RETAIN_TERMS
@@ -19,7 +20,7 @@ from core.optim.curvature import sampled_label_nll
 from core.reference import Reference
 from core.spec.job import JobSpec
 from core.spec.layers import resolved_layer
-from core.tokens import Batch, on_device
+from core.tokens import Batch
 from core.views import ReferenceView, View, in_chunks
 
 T = TypeVar("T")
@@ -39,6 +40,12 @@ class Pass:
     weight: float = 1.0  # 0: only keeps step with other processes
 
 
+def sets_of(spec: JobSpec) -> tuple[str, ...]:
+    """The sets that a request's objective looks at: those with a loss."""
+    losses = {"forget": METHODS[spec.method.name].loss, "retain": RETAIN_TERMS[spec.method.retain.name].loss}
+    return tuple(name for name, loss in losses.items() if loss is not None)
+
+
 class Objective(torch.nn.Module):
     """What is minimised. `sets` are those it looks at; `needs` what each must know beyond the current model."""
 
@@ -50,8 +57,7 @@ class Objective(torch.nn.Module):
         self.method = METHODS[spec.method.name]
         self.retain = RETAIN_TERMS[spec.method.retain.name]
         self.layer = resolved_layer(spec.method, model.config.get_text_config().num_hidden_layers)
-        losses = {"forget": self.method.loss, "retain": self.retain.loss}
-        self.sets = tuple(name for name, loss in losses.items() if loss is not None)
+        self.sets = sets_of(spec)
         self.needs: dict[str, frozenset[Need]] = {"forget": self.method.needs, "retain": self.retain.needs}
         if "alternative" in self.method.needs:
             self.needs[ALTERNATIVE] = self.method.needs & {"reference_sums"}

@@ -15,6 +15,8 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from core.device import sent
+
 NAME = "lethe_packed"
 
 # Rows share one attention call while padding them to the longest makes the call at most this much larger. A CPU is
@@ -41,11 +43,6 @@ class Layout:
     lengths: tuple[int, ...]  # ascending
     device: torch.device
 
-    @staticmethod
-    def of(lengths: Sequence[int], device: torch.device) -> "Layout":
-        """The layout of rows with these lengths, which must be ascending."""
-        return Layout(tuple(lengths), device)
-
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
@@ -54,7 +51,7 @@ class Layout:
     @cached_property
     def ends(self) -> Tensor:
         """Cumulative lengths from 0: (rows + 1,) int32."""
-        return _on(torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32), self.device)
+        return sent(torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32), self.device)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -74,12 +71,7 @@ def _group(lengths: Sequence[int], device: torch.device) -> Group:
     if lengths[0] == width:
         return Group(len(lengths), width, sum(lengths), None)
     at = torch.cat([torch.arange(i * width, i * width + n) for i, n in enumerate(lengths)])
-    return Group(len(lengths), width, sum(lengths), _on(at, device))
-
-
-def _on(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device; from pinned memory the copy does not wait for what the GPU is doing."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return Group(len(lengths), width, sum(lengths), sent(at, device))
 
 
 def attend(

@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from core.data.batches import by_length
+from core.device import on_device, sent
 from core.events import StopFlag
 from core.forward import collate, finish_logits, head, packs, states
 from core.methods import Need
 from core.parallel.processes import ALONE, Processes
 from core.parallel.sharding import whole
-from core.tokens import Example, on_device
+from core.tokens import Example
 from core.views import in_chunks
 
 
@@ -35,9 +36,7 @@ class Reference:
 
     def states(self, set_name: str, rows: Sequence[int], device: torch.device) -> Tensor:
         """Hidden states of the rows' answer tokens, row by row: (tokens, hidden)."""
-        together = torch.cat([self.hidden[set_name][row] for row in rows])
-        # From pinned memory the copy does not wait for what the GPU is doing.
-        return together.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else together
+        return sent(torch.cat([self.hidden[set_name][row] for row in rows]), device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Reference logits of those hidden states: (tokens, vocab), fp32."""

@@ -12,35 +12,30 @@ if __name__ == "__main__":
 import datetime
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from core import checkpoint, tuning
-from core import model as models
-from core.checks import check_against
 from core.data import Inputs
-from core.data.encode import EncodedSet, encode
+from core.data.encode import encode
 from core.data.sets import read_sets
-from core.data.trained_on import check_records, trained_on
+from core.data.trained_on import trained_on
 from core.edits import EDITS, Context, Edit
-from core.edits.retrain import check_base
 from core.environment import available_threads, describe, prepare
-from core.errors import ModelError, Stopped
+from core.errors import Stopped
 from core.evaluation.scorer import Scorer
 from core.events import Emit, StopFlag
-from core.optim import check_available
+from core.loading import load
 from core.parallel.processes import ALONE, Processes
 from core.precision import autocast
 from core.reference import Reference, observe
 from core.report.build import build
 from core.report.digest import file_digests
-from core.report.digest import model_digest as digest_of
-from core.report.schema import Absent, Measurement, Report, TrainingDone
+from core.report.schema import Absent, Report, TrainingDone
 from core.spec.job import JobSpec
 from core.tokens import Encoder
 from core.train import Trainer, steps_of
@@ -81,11 +76,11 @@ def run(
 
     emit("phase", phase="load")
     # A model to be cut up may fit no device whole; its parts go there when it is.
-    loaded = _load(spec, inputs, torch.device("cpu") if processes.sharded else device, model_digest)
-    start = tuning.start(spec, inputs)
+    place = torch.device("cpu") if processes.sharded else device
+    loaded = load(spec, inputs, read_sets(spec.data, inputs), place, model_digest)
     if processes.sharded:
         # Shards stay in the format in which they are cut up, which is ahead of the scores before.
-        tuning.hold(loaded.model, spec, start)
+        tuning.hold(loaded.model, spec, loaded.start)
     check = checkpoint.data_check(loaded.sets, commitments or {})
     if state:
         checkpoint.check_same_run(state, spec_digest=spec.digest(), input_model=loaded.digest, data_check=check)
@@ -108,8 +103,10 @@ def run(
         within(lambda: _fill_reference(trainer, stop))
 
     emit("phase", phase="train")
-    saves = _Checkpoints(out / "checkpoints", trainer, loaded.digest, check, before, emit, keep_checkpoints)
-    saves.seconds_before = state.seconds if state else 0.0
+    earlier = state.seconds if state else 0.0
+    saves = checkpoint.Saver(
+        out / "checkpoints", trainer, loaded.digest, check, before, emit, keep_checkpoints, earlier
+    )
     heard = _FirstStep(emit, began)
     trainer.run(heard, stop, saves, lambda: within(lambda: scorer.watch(trainer.step)))
     trained = _trained(trainer, state, saves.seconds, heard.seconds)
@@ -121,7 +118,7 @@ def run(
         saves()
     if edit.after:
         edit.after(context)
-    tuning.settle(loaded.model, spec, start, sharded=processes.sharded)
+    tuning.settle(loaded.model, spec, loaded.start, sharded=processes.sharded)
     scorer = _guarded(scorer)
     try:
         after = within(lambda: scorer.measure("after", trainer.step))
@@ -134,7 +131,7 @@ def run(
     processes.put_together(loaded.model)
 
     def finish() -> Report:
-        tuning.deliver(loaded.model, loaded.encoder.tokenizer, out / "model", spec, start)
+        tuning.deliver(loaded.model, loaded.encoder.tokenizer, out / "model", spec, loaded.start)
         if scorer.encoder.system is not None:
             (out / "model" / "system_prompt.txt").write_text(scorer.encoder.system, "utf-8")
         report = build(
@@ -165,34 +162,6 @@ def run(
 
 
 @dataclass
-class _Checkpoints:
-    """Saves the trainer's state when called. `seconds`: of training so far, over all attempts."""
-
-    folder: Path
-    trainer: Trainer
-    input_model: str
-    check: str
-    before: Mapping[str, Measurement]
-    emit: Emit
-    keep: int | None
-    seconds_before: float = 0.0
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.began
-
-    def __call__(self) -> None:
-        trainer = self.trainer
-        kept = checkpoint.save(
-            self.folder, trainer, trainer.spec, self.input_model, self.check, self.before, self.seconds
-        )
-        self.emit("checkpoint", step=trainer.step, folder=str(kept))
-        if self.keep is not None and trainer.processes.first:
-            checkpoint.prune(kept, self.keep)
-
-
-@dataclass
 class _FirstStep:
     """Passes events on, and notes how long after the beginning the first step was done."""
 
@@ -217,35 +186,6 @@ def _trained(trainer: Trainer, state: checkpoint.State | None, seconds: float, f
         clip_fraction=_mean_clip(trainer.curve),
         curve=trainer.curve,
     )
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """The input model with its digest, and the sets in its tokens."""
-
-    model: PreTrainedModel
-    digest: str
-    encoder: Encoder
-    sets: dict[str, EncodedSet]
-
-
-def _load(spec: JobSpec, inputs: Inputs, device: torch.device, expected: str | None) -> _Loaded:
-    """Data first: a bad line is told before the weights are read. `expected` is what the model's digest must be."""
-    records = read_sets(spec.data, inputs)
-    folder = inputs.model(spec)
-    models.check_folder(folder)
-    check_against(spec, folder)
-    tuning.check(spec, folder)
-    check_base(tuning.start(spec, inputs), folder)
-    check_records(spec, records)
-    check_available(spec.optimizer)
-    digest = digest_of(file_digests(folder, follow_links=True))
-    if expected is not None and digest != expected:
-        raise ModelError(f"{folder} is no longer what was registered: its digest is {digest}", param="model")
-    model, tokenizer = models.load(folder, device)
-    tuning.prepare(model, spec)
-    encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, models.positions(model)))
-    return _Loaded(model, digest, encoder, {name: encode(rows, encoder, name) for name, rows in records.items()})
 
 
 def _threads(spec: JobSpec, state: checkpoint.State | None, processes: Processes) -> int:

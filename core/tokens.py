@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.device import on_device
 from core.errors import Problem, SpecError
 from core.packing import Layout
 from core.spec.records import Record
@@ -163,7 +164,7 @@ def pack(examples: Sequence[Example], device: torch.device) -> Batch:
     return Batch(
         on_device(ids, device)[None],
         on_device(positions, device)[None],
-        Layout.of(lengths, device),
+        Layout(tuple(lengths), device),
         *_answers(examples, [begins[i] for i in range(len(examples))], device),
     )
 
@@ -184,9 +185,3 @@ def _answers(examples: Sequence[Example], begins: Sequence[int], device: torch.d
     rows = np.repeat(np.arange(len(examples)), [e.answer_tokens for e in examples])
     targets = [t for e in examples for t in e.ids[e.start :]]
     return on_device(np.concatenate(at), device), on_device(rows, device), on_device(targets, device)
-
-
-def on_device(numbers: Any, device: torch.device) -> Tensor:
-    """Integers on the device; from pinned memory the copy does not wait for what the GPU is doing."""
-    tensor = torch.as_tensor(numbers, dtype=torch.long)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -18,9 +18,7 @@ from core.data.feed import Feed
 from core.errors import Diverged, Stopped
 from core.events import Emit, StopFlag
 from core.forward import collate, packs
-from core.methods import METHODS
-from core.methods.retain import RETAIN_TERMS
-from core.objective import ALTERNATIVE, Objective, Pass
+from core.objective import ALTERNATIVE, Objective, Pass, sets_of
 from core.optim import OPTIMIZERS, fold_clip
 from core.optim.schedule import rate_factor
 from core.parallel.processes import ALONE, Processes
@@ -192,8 +190,7 @@ class Trainer:
 def steps_of(spec: JobSpec, sets: Mapping[str, Sequence[Example]]) -> int:
     """Optimizer steps of the whole run: as given, or as many as the epochs take over the forget set, or over the
     retain set where only that is trained on; 0 for a method that takes none."""
-    losses = {"forget": METHODS[spec.method.name].loss, "retain": RETAIN_TERMS[spec.method.retain.name].loss}
-    trained_on = [name for name, loss in losses.items() if loss is not None]
+    trained_on = sets_of(spec)
     if not trained_on:
         return 0
     if spec.training.steps is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from core.tokens import on_device
+from core.device import on_device
 
 # Logits held at one time, in numbers: where answer tokens times vocabulary is more, the head is run in chunks, and
 # again in the backward pass.

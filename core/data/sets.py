@@ -13,11 +13,11 @@ from core.spec.sources import Data, Source
 
 def read_sets(data: Data, inputs: Inputs) -> dict[str, list[Record]]:
     """`forget`, and `retain` where there is one. Raises DataError whose `param` is the field at fault."""
-    everything = _read("forget", data.forget, inputs)
+    everything = read_set("forget", data.forget, inputs)
     forget, rest = divided(everything, data.forget_ratio, data.seed)
     sets = {"forget": forget}
     if data.retain is not None:
-        sets["retain"] = _read("retain", data.retain, inputs)
+        sets["retain"] = read_set("retain", data.retain, inputs)
     elif data.self_retain:
         if not rest:
             raise DataError(
@@ -44,7 +44,8 @@ def divided(records: Sequence[Record], ratio: float, seed: int) -> tuple[list[Re
     return forget, [records[i] for i in sorted(order[count:].tolist()) if records[i] not in known]
 
 
-def _read(name: str, source: Source, inputs: Inputs) -> list[Record]:
+def read_set(name: str, source: Source, inputs: Inputs) -> list[Record]:
+    """The records of one source. Raises DataError and SpecError whose `param` begins with `data.<name>`."""
     try:
         return SOURCES[source.source](source, inputs)
     except SpecError as error:

@@ -48,11 +48,6 @@ class Row:
         told = {"update_norm": done["update_sq"].sqrt()}
         return told | ({"clip_fraction": done["clipped"] / done["counted"].clamp(min=1)} if self.clips else {})
 
-    @property
-    def clip_fraction(self) -> Callable[[Any], float] | None:
-        """The report's, as a number: waits for the device."""
-        return (lambda optimizer: float(self.report(optimizer)["clip_fraction"])) if self.clips else None
-
 
 def check_available(s: Any) -> None:
     """Raises SpecError naming `optimizer.name` where this machine cannot run the optimizer that a spec asks for."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from core.device import sent
 from core.optim import native
 
 # 2^18 fp32 numbers of four streams: fewer and the calls cost more than the cache misses do.
@@ -121,8 +122,7 @@ class Walk(torch.optim.Optimizer):
         """The rule's numbers as 0-dim tensors: copied to the device once a step, not once a parameter."""
         key = (id(scale), constants, device)
         if self._copied[0] != key:
-            k = torch.tensor([1.0, *constants])
-            k = k.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else k
+            k = sent(torch.tensor([1.0, *constants]), device)
             k[0] = scale
             self._copied = (key, k.unbind())
         return self._copied[1]

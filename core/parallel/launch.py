@@ -144,26 +144,10 @@ def _check_room(count: int) -> None:
 
 
 def _check_method(spec: JobSpec) -> None:
-    """Raises SpecError for what several processes cannot do, or not with a model that is cut up."""
-    from core.edits import EDITS
-
+    """Raises SpecError for what several processes cannot do, where it is not the spec that asks for them."""
     if spec.method.name == "influence":
         # Each would solve alone, and end by its own residual: rounding may part them, and one wait for ever.
         raise _refused("method.name", "influence", "is solved in one process; set training.processes to 1")
-    if spec.training.sharding != "fsdp":
-        return
-    if spec.optimizer.name in ("sophia_h", "adamw_8bit"):
-        reason = f"cannot be used with training.sharding = 'fsdp' ({_UNSHARDED[spec.optimizer.name]})"
-        raise _refused("optimizer.name", spec.optimizer.name, f"{reason}; use another optimizer, or sharding 'ddp'")
-    if spec.method.name in EDITS:
-        reason = "changes whole weights, which training.sharding = 'fsdp' leaves nobody; use sharding 'ddp'"
-        raise _refused("method.name", spec.method.name, reason)
-
-
-_UNSHARDED = {
-    "sophia_h": "its curvature needs second derivatives",
-    "adamw_8bit": "its state in eight bits is of whole tensors",
-}
 
 
 def _refused(param: str, value: Any, allowed: str) -> SpecError:

@@ -20,7 +20,7 @@ from core.errors import EXIT_INTERNAL, EXIT_OK, LeaseLost, LetheError, OutOfMemo
 from core.events import Emit, StopFlag, json_lines
 from core.spec.job import JobSpec, parse
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 # How long the first process may take to end in its own way after another has.
 _GRACE_SECONDS = 10.0
 _NOTICE_SECONDS = 2.0

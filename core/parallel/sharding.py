@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from core.forward import decoder_layers
+from core.anatomy import decoder_layers
 
 T = TypeVar("T")
 

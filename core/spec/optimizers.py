@@ -58,15 +58,20 @@ class Soul(Spec):
     weight_decay: Decay = 0.1
 
 
-class AdamW(Spec):
-    """Adam with decoupled weight decay, torch's definition of it."""
+class _Adam(Spec):
+    """What AdamW takes, in whatever format it keeps its state."""
 
-    citation: ClassVar[str] = "arXiv:1711.05101"
-    name: Literal["adamw"] = "adamw"
     lr: Rate = 1e-5
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Eps = 1e-8
     weight_decay: Decay = 0.01
+
+
+class AdamW(_Adam):
+    """Adam with decoupled weight decay, torch's definition of it."""
+
+    citation: ClassVar[str] = "arXiv:1711.05101"
+    name: Literal["adamw"] = "adamw"
 
 
 class Sgd(Spec):
@@ -99,15 +104,11 @@ class Muon(Spec):
     weight_decay: Decay = 0.1
 
 
-class AdamW8bit(Spec):
+class AdamW8bit(_Adam):
     """AdamW with its state in eight bits, a quarter of the memory. Needs CUDA and the package bitsandbytes."""
 
     citation: ClassVar[str] = "arXiv:2110.02861"
     name: Literal["adamw_8bit"] = "adamw_8bit"
-    lr: Rate = 1e-5
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: Eps = 1e-8
-    weight_decay: Decay = 0.01
 
 
 OPTIMIZERS: dict[str, type[Spec]] = {

@@ -4,6 +4,7 @@ Which files of a published set are meant is told by `places`, in the naming that
 the sets of a request together.
 """
 
+import abc
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -71,9 +72,9 @@ class Published(Spec):
             raise conflict("revision", self.revision, needs)
         return self
 
+    @abc.abstractmethod
     def places(self) -> Places:
         """Where the split's files may lie, in the order in which to look."""
-        raise NotImplementedError
 
 
 class Tofu(Published):

@@ -61,18 +61,18 @@ def test_packed_attention_is_attention_in_each_row_alone(
 ) -> None:
     monkeypatch.setitem(packing._WASTE, "cpu", waste)
     q, k, v = _lines(shared)
-    out, _ = attend(torch.nn.Identity(), q, k, v, None, packed=Layout.of(LENGTHS, CPU), **FORMS[form])
+    out, _ = attend(torch.nn.Identity(), q, k, v, None, packed=Layout(tuple(LENGTHS), CPU), **FORMS[form])
     np.testing.assert_allclose(out[0].numpy(), _alone(q, k, v, **FORMS[form]), atol=2e-6)
 
 
 def test_rows_share_a_call_only_where_that_is_cheap() -> None:
-    groups = Layout.of(LENGTHS, CPU).groups
+    groups = Layout(tuple(LENGTHS), CPU).groups
     assert [(g.rows, g.width) for g in groups] == [(2, 3), (1, 7), (1, 8), (1, 13)]
     assert all(g.at is None for g in groups)
 
 
 def test_no_row_sees_another() -> None:
-    layout = Layout.of(LENGTHS, CPU)
+    layout = Layout(tuple(LENGTHS), CPU)
     before, after = _lines(), tuple(t.clone() for t in _lines())
     for line in after:
         line[:, :, 6:13] += 1
@@ -85,7 +85,7 @@ def test_no_row_sees_another() -> None:
 
 def test_queries_and_keys_follow_the_values_number_format() -> None:
     q, k, v = _lines()
-    out, _ = attend(torch.nn.Identity(), q, k, v.bfloat16(), None, packed=Layout.of(LENGTHS, CPU))
+    out, _ = attend(torch.nn.Identity(), q, k, v.bfloat16(), None, packed=Layout(tuple(LENGTHS), CPU))
     assert out.dtype == torch.bfloat16
     np.testing.assert_allclose(out[0].float().numpy(), _alone(q, k, v), atol=5e-2)
 
@@ -134,16 +134,16 @@ def test_the_varlen_kernel_is_asked_for_the_same_attention(form: str, monkeypatc
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     q, k, v = (t.bfloat16() for t in _lines())
     how = FORMS[form]
-    out = packing._varlen(q, k, v, Layout.of(LENGTHS, CPU), how.get("scaling"), how.get("sliding_window"))
+    out = packing._varlen(q, k, v, Layout(tuple(LENGTHS), CPU), how.get("scaling"), how.get("sliding_window"))
     assert out is not None
     np.testing.assert_allclose(out[0].float().numpy(), _alone(q, k, v, **how), atol=5e-2)
-    assert packing._varlen(q.float(), k.float(), v.float(), Layout.of(LENGTHS, CPU), None, None) is None
-    assert packing._varlen(q[..., :6], k[..., :6], v[..., :6], Layout.of(LENGTHS, CPU), None, None) is None
+    assert packing._varlen(q.float(), k.float(), v.float(), Layout(tuple(LENGTHS), CPU), None, None) is None
+    assert packing._varlen(q[..., :6], k[..., :6], v[..., :6], Layout(tuple(LENGTHS), CPU), None, None) is None
 
 
 @pytest.mark.parametrize("lengths", [(5,), (1, 1, 1), (1, 20)])
 def test_any_lengths_pack(lengths: Sequence[int]) -> None:
-    layout = Layout.of(lengths, CPU)
+    layout = Layout(tuple(lengths), CPU)
     assert layout.ends.tolist() == np.cumsum([0, *lengths]).tolist()
     assert layout.longest == max(lengths)
     assert sum(g.tokens for g in layout.groups) == sum(lengths)

@@ -20,7 +20,7 @@ from core.data import Inputs
 from core.data.feed import Feed
 from core.errors import SpecError
 from core.events import StopFlag
-from core.parallel import launch
+from core.parallel import launch, peers
 from core.parallel.peers import Place, Task
 from core.parallel.processes import Processes
 from core.reference import Reference, observe
@@ -281,6 +281,17 @@ def test_what_several_processes_cannot_do_is_refused_before_a_weight_is_read(
     with pytest.raises(SpecError, match=said) as caught:
         launch.carry_out(Task(parse(wanted), Inputs(), tmp_path), tiny.silent, StopFlag(), place)
     assert caught.value.param == param
+
+
+def test_influence_is_refused_also_where_others_started_the_processes(tmp_path: Path) -> None:
+    wanted = tiny.spec("influence")
+    with pytest.raises(SpecError, match="processes to 1") as caught:
+        launch.carry_out(Task(wanted, Inputs(), tmp_path), tiny.silent, StopFlag(), Place(0, 2, 0, 2))
+    assert caught.value.param == "method.name"
+
+
+def test_a_peer_is_shown_where_the_packages_lie() -> None:
+    assert (peers._ROOT / "core" / "parallel" / "peers.py").is_file()
 
 
 def test_the_setting_counts_where_the_spec_names_no_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Each optimizer against its formula, written out here in numpy, or against torch's own; the laws of Sophia's clipped
 step; what holds of all of them: a folded clip, the update's norm, bits that do not depend on how they were computed."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -158,9 +159,7 @@ def test_without_curvature_sophia_takes_the_sign_or_the_gradient_over_eps() -> N
     optimizer.step()
     moved = torch.where(g.abs() >= eps, lr * g.sign(), lr * g / eps)
     torch.testing.assert_close(-p.detach(), moved)
-    clipped = OPTIMIZERS["sophia_g"].clip_fraction
-    assert clipped is not None
-    assert clipped(optimizer) == pytest.approx(4 / 7)
+    assert float(OPTIMIZERS["sophia_g"].report(optimizer)["clip_fraction"]) == pytest.approx(4 / 7)
 
 
 def test_an_embedding_row_never_seen_does_not_move() -> None:
@@ -185,9 +184,7 @@ def test_clip_fraction_counts_coordinates_of_all_parameters() -> None:
     large.grad = torch.full((10, 7), 4.0)
     large.grad[0] = -1.0
     optimizer.step()
-    clipped = OPTIMIZERS["soul"].clip_fraction
-    assert clipped is not None
-    assert clipped(optimizer) == pytest.approx((30 + 7) / 100)
+    assert float(OPTIMIZERS["soul"].report(optimizer)["clip_fraction"]) == pytest.approx((30 + 7) / 100)
 
 
 SPECS = [
@@ -318,7 +315,8 @@ WALKS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", WALKS)
 def test_built_code_leaves_the_bits_that_torch_leaves(name: str) -> None:
     if native.library() is None:
-        pytest.skip("no C compiler here")
+        assert "CI" not in os.environ, "the build server has a C compiler"
+        pytest.skip("this machine has no C compiler, and takes the torch functions")
 
     def walked(build: bool) -> tuple[list[torch.Tensor], dict[str, float]]:
         draw = torch.Generator().manual_seed(0)
