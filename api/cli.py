@@ -47,7 +47,7 @@ def run(
     out: Annotated[Path, typer.Option(help="folder for checkpoints, model and report")],
 ) -> NoReturn:
     """Carry out a spec here, without the service. Ctrl-C leaves a checkpoint; the same command resumes it."""
-    _become("core.run", spec, out)
+    _become("core.run", str(spec), "--out", str(out))
 
 
 @app.command()
@@ -56,14 +56,29 @@ def finetune(
     out: Annotated[Path, typer.Option(help="folder for checkpoints, model and finetune.json")],
 ) -> NoReturn:
     """Train a model on a set, as what is to forget must first have learnt. The same command resumes it."""
-    _become("core.finetune", spec, out)
+    _become("core.finetune", str(spec), "--out", str(out))
 
 
-def _become(engine: str, spec: Path, out: Path) -> NoReturn:
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def evaluate(context: typer.Context) -> NoReturn:
+    """Measure any model folder: metrics, attacks, gates, verdict. `lethe evaluate --help` lists the options."""
+    _become("core.evaluate", *context.args)
+
+
+@app.command()
+def series(
+    spec: Annotated[Path, typer.Argument(help="a JSON file as for run, with `series` and a list of sets to forget")],
+    out: Annotated[Path, typer.Option(help="folder for the runs and series.json")],
+) -> NoReturn:
+    """Carry out a request for growing forget sets, or for one after another. The same command resumes it."""
+    _become("core.series", str(spec), "--out", str(out))
+
+
+def _become(engine: str, *arguments: str) -> NoReturn:
     # This process becomes the engine, so that signals and exit codes are the engine's own. -P: a folder named `core`
     # where the user happens to be must not be taken for ours.
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-P", "-m", engine, str(spec), "--out", str(out)]
+    command = [sys.executable, "-P", "-m", engine, *arguments]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
 
 

@@ -71,8 +71,11 @@ class Client:
         return ended
 
     def download(self, job: str, folder: Path) -> Path:
-        """Every artifact of the job under its own name below `folder`, which is returned. Raises ServiceError."""
+        """Every artifact of the job under its own name below `folder`, which is returned; those that are kept sealed
+        are not given out. Raises ServiceError."""
         for artifact in self._checked(self._http.get(f"/jobs/{job}/artifacts"))["data"]:
+            if artifact["sealed"]:
+                continue
             target = folder / artifact["name"]
             target.parent.mkdir(parents=True, exist_ok=True)
             with self._http.stream("GET", f"/jobs/{job}/artifacts/{artifact['name']}") as stream:

@@ -16,6 +16,7 @@ _PHASES = {
     "score_before": "scoring before",
     "train": "unlearning",
     "score_after": "scoring after",
+    "attacks": "attacks",
     "report": "report",
 }
 

@@ -90,11 +90,15 @@ class Curve(BaseModel):
 
 
 class Metrics(BaseModel):
-    """Measurements by name. A metric that could not be measured is `{"absent": reason}`."""
+    """Measurements by name. A metric that could not be measured is `{"absent": reason}`; one without an interval, such
+    as a p-value, has null for `low` and `high`."""
 
     model_config = _example(
         before={"forget.probability": {"value": 0.97, "rows": 40, "low": 0.95, "high": 0.98}},
-        after={"forget.probability": {"value": 0.03, "rows": 40, "low": 0.01, "high": 0.05}},
+        after={
+            "forget.probability": {"value": 0.03, "rows": 40, "low": 0.01, "high": 0.05},
+            "tofu.forget_quality": {"value": 0.61, "rows": 40, "low": None, "high": None},
+        },
         deltas={"forget.probability": -0.94},
         curve=[{"step": 1, "values": {"loss": 1.25, "lr": 1e-5}}],
         watch=[{"step": 10, "values": {"forget.probability": 0.5}}],

@@ -27,8 +27,8 @@ class Settings(KeySettings, StoreSettings):
     )
     data_roots: list[Path] = Field(
         default_factory=list,
-        description="folders below which all paths of a request's data and its refusals_file must lie, as a JSON list; "
-        "none: uploads only",
+        description="folders below which every path of a request must lie (data, refusals_file, evaluation), as a JSON "
+        "list; none: uploads only",
     )
     max_body: int = Field(MIB, ge=1024, description="largest JSON body")
     upload_max_bytes: int = Field(1024 * MIB, ge=1, description="largest upload of a data set")

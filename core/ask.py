@@ -11,7 +11,7 @@ from typing import get_args
 
 from core.environment import available_threads, prepare
 from core.errors import DataError, LetheError
-from core.evaluation.score import generate_answers
+from core.evaluation.generate import generate_answers
 from core.events import StopFlag
 from core.model import load
 from core.spec.records import Record

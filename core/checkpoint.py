@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ Tensors = dict[str, Tensor]
 MANIFEST = "manifest.json"
 # Derived from the forget set row by row: whoever stores a checkpoint must protect this file as the set itself.
 PRIVATE = frozenset({"reference.safetensors"})
+# Rows of the scores before, as `core.evaluation.rows` writes them: derived from the sets row by row too.
+ROWS = "before-*.parquet"
 _FILES = PRIVATE | {"weights.safetensors", "optimizer.safetensors", "state.json"}
 
 
@@ -54,6 +57,8 @@ class State:
     curve: list[dict[str, float]]
     before: dict[str, Any]
     seconds: float
+    looks: list[dict[str, float]]
+    best: int | None
     processes: int = 1
 
 
@@ -83,10 +88,14 @@ def save(
     check: str,
     before: Mapping[str, Measurement],
     seconds: float,
+    looks: Sequence[dict[str, float]] = (),
+    best: int | None = None,
+    beside: Sequence[Path] = (),
 ) -> Path:
     """Write `folder/step-NNNNNNNN` completely and return it; a complete one of this step is left as it is.
 
-    All processes must call it; the first writes, and the others return when it has.
+    `looks` and `best` are the watcher's, `beside` files that the run has written and needs to go on. All processes must
+    call it; the first writes, and the others return when it has.
     """
     target, world = folder / f"step-{trainer.step:08d}", trainer.processes
     if world.agree(is_complete(target)):
@@ -103,18 +112,22 @@ def save(
         curve=trainer.curve,
         before={name: m.model_dump() for name, m in before.items()},
         seconds=seconds,
+        looks=list(looks),
+        best=best,
         processes=world.size,
     )
     weights, optimizer = _whole(world, _trained(trainer)), _whole(world, _optimizer_state(trainer))
-    return world.from_first(lambda: _written(target, state, weights, optimizer, trainer.reference.tensors()))
+    tensors = {"weights": weights, "optimizer": optimizer, "reference": trainer.reference.tensors()}
+    return world.from_first(lambda: _written(target, state, tensors, beside))
 
 
-def _written(target: Path, state: State, weights: Tensors, optimizer: Tensors, reference: Mapping[str, Tensor]) -> Path:
+def _written(target: Path, state: State, tensors: Mapping[str, Tensors], beside: Sequence[Path]) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    save_file(weights, target / "weights.safetensors")
-    save_file(optimizer, target / "optimizer.safetensors")
-    save_file({k: v.cpu().contiguous() for k, v in reference.items()}, target / "reference.safetensors")
+    for file in beside:
+        _linked(file, target / file.name)
+    for name, own in tensors.items():
+        save_file({key: tensor.cpu().contiguous() for key, tensor in own.items()}, target / f"{name}.safetensors")
     (target / "state.json").write_text(json.dumps(asdict(state)))
     files = _files(target)
     for name in files:
@@ -184,6 +197,22 @@ def _differing(found: Mapping[str, str], wanted: Mapping[str, str]) -> tuple[str
     return then, now
 
 
+def put_back(folder: Path, pattern: str, target: Path) -> None:
+    """The files of a checkpoint that lay beside it when it was written, in their place again."""
+    for file in folder.glob(pattern):
+        target.mkdir(parents=True, exist_ok=True)
+        (target / file.name).unlink(missing_ok=True)
+        _linked(file, target / file.name)
+
+
+def _linked(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except OSError:
+        # Another file system, or one without links.
+        shutil.copy2(file, target)
+
+
 def restore(folder: Path, trainer: Trainer, state: State) -> None:
     """Put reference, weights, optimizer state and step back; the trainer's model must still be the original."""
     device = trainer.model.device
@@ -203,6 +232,10 @@ def restore(folder: Path, trainer: Trainer, state: State) -> None:
     trainer.retain_weight.dual = state.retain_dual
 
 
+# A watcher's looks, the step that it would deliver, and the files that a checkpoint needs besides its own.
+Watched = tuple[list[dict[str, float]], int | None, list[Path]]
+
+
 @dataclass
 class Saver:
     """Saves the trainer's state when called, and keeps the newest `keep` checkpoints; None: all of them."""
@@ -215,7 +248,9 @@ class Saver:
     emit: Emit
     keep: int | None
     seconds_before: float
+    watched: Callable[[], Watched] = lambda: ([], None, [])
     began: float = field(default_factory=time.monotonic)
+    _saved: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -224,7 +259,22 @@ class Saver:
 
     def __call__(self) -> None:
         trainer = self.trainer
-        kept = save(self.folder, trainer, trainer.spec, self.input_model, self.check, self.before, self.seconds)
+        if self._saved == trainer.step:
+            return
+        looks, best, beside = self.watched()
+        kept = save(
+            self.folder,
+            trainer,
+            trainer.spec,
+            self.input_model,
+            self.check,
+            self.before,
+            self.seconds,
+            looks,
+            best,
+            beside,
+        )
+        self._saved = trainer.step
         self.emit("checkpoint", step=trainer.step, folder=str(kept))
         if self.keep is not None and trainer.processes.first:
             prune(kept, self.keep)
@@ -233,7 +283,11 @@ class Saver:
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
     """The manifest's entries for what lies in the folder now."""
     return {
-        name: {"sha256": digest, "size": (folder / name).stat().st_size, "private": name in PRIVATE}
+        name: {
+            "sha256": digest,
+            "size": (folder / name).stat().st_size,
+            "private": name in PRIVATE or fnmatch(name, ROWS),
+        }
         for name, digest in file_digests(folder).items()
         if name != MANIFEST
     }

@@ -23,9 +23,9 @@ def packs(model: PreTrainedModel) -> bool:
     return bool(model.config._attn_implementation == packing.NAME)
 
 
-def collate(model: PreTrainedModel, examples: Sequence[Example]) -> Batch:
-    """One batch of the examples in the form that this model takes."""
-    return (pack if packs(model) else pad)(examples, model.device)
+def collate(model: PreTrainedModel, examples: Sequence[Example], *, share: bool = False) -> Batch:
+    """One batch of the examples in the form that this model takes; `share`: common beginnings once, where it packs."""
+    return pack(examples, model.device, share=share) if packs(model) else pad(examples, model.device)
 
 
 @contextmanager

@@ -38,10 +38,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """How long the rows of a packed line are. Each kind of kernel is told so in its own way, and only when it asks."""
+    """How long the rows of a packed line are. Each kind of kernel is told so in its own way, and only when it asks.
+
+    Where rows share beginnings, the line holds fewer tokens than its rows: attention alone works on rows written out.
+    """
 
     lengths: tuple[int, ...]  # ascending
     device: torch.device
+    source: Tensor | None = None  # (tokens of all rows,) the place in the line of each; None: they are the line
+    target: Tensor | None = None  # (tokens of the line,) one place of each in the rows written out
+
+    @cached_property
+    def written_out(self) -> "Layout":
+        """The layout of the rows written out, none of which shares a token with another."""
+        return Layout(self.lengths, self.device)
 
     @property
     def longest(self) -> int:
@@ -125,6 +135,10 @@ def _attended(
     if packed is None:
         key, value = _repeated(key, repeat), _repeated(value, repeat)
         return _causal(query, key, value, scaling, window, softcap).transpose(1, 2)
+    if packed.source is not None and packed.target is not None:
+        query, key, value = (t.index_select(2, packed.source) for t in (query, key, value))
+        apart = _attended(query, key, value, packed.written_out, scaling, window, softcap)
+        return apart.index_select(1, packed.target)
     if query.is_cuda and softcap is None:
         out = _varlen(query, key, value, packed, scaling, window)
         if out is not None:

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,28 @@ def autocast(model: PreTrainedModel, precision: Precision) -> AbstractContextMan
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(model.device.type, torch.bfloat16)
+
+
+@contextmanager
+def computing(model: PreTrainedModel, precision: Precision) -> Iterator[None]:
+    """Within the block, as `autocast`, for a model that is only looked at: its matrices are rounded once, not in each
+    pass, which takes half as much memory again."""
+    if precision == "fp32":
+        yield
+        return
+    held = {
+        p: p.data
+        for p in model.parameters()
+        if p.dtype == torch.float32 and p.ndim > 1 and not hasattr(p, "full_tensor")
+    }
+    try:
+        for p, data in held.items():
+            p.data = data.bfloat16()
+        with autocast(model, precision):
+            yield
+    finally:
+        for p, data in held.items():
+            p.data = data
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

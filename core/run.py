@@ -10,6 +10,7 @@ if __name__ == "__main__":
     main()
 
 import datetime
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from core.evaluation.scorer import Scorer
 from core.events import Emit, StopFlag
 from core.loading import load
 from core.parallel.processes import ALONE, Processes
+from core.plots.of_run import drawn
 from core.precision import autocast
 from core.reference import Reference, observe
 from core.report.build import build
@@ -39,6 +41,7 @@ from core.report.schema import Absent, Report, TrainingDone
 from core.spec.job import JobSpec
 from core.tokens import Encoder
 from core.train import Trainer, steps_of
+from core.watching import BEST, Watcher
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,14 @@ def run(
     examples = trained_on(spec, loaded.sets, loaded.encoder)
     trainer = Trainer(spec, loaded.model, examples, Reference(), steps_of(spec, examples), processes)
     within = partial(processes.within, trainer.objective)
-    scorer = Scorer(spec, loaded.model, loaded.encoder, loaded.sets, emit, stop, processes)
-    before = checkpoint.measurements(state.before) if state else within(lambda: scorer.measure("before", 0))
+    scorer = Scorer(spec, loaded.model, loaded.encoder, loaded.sets, emit, stop, processes, inputs, folder=out / "rows")
+    watcher = Watcher(scorer, trainer, out / "best")
+    if resume and state:
+        before = checkpoint.measurements(state.before)
+        watcher.looks, watcher.best = list(state.looks), state.best
+        processes.from_first(lambda: _put_back(resume, out))
+    else:
+        before = within(lambda: scorer.measure("before", 0))
 
     edit = EDITS.get(spec.method.name, Edit())
     context = Context(spec, loaded.model, inputs.model(spec), inputs, loaded.sets, emit, stop)
@@ -105,23 +114,37 @@ def run(
     emit("phase", phase="train")
     earlier = state.seconds if state else 0.0
     saves = checkpoint.Saver(
-        out / "checkpoints", trainer, loaded.digest, check, before, emit, keep_checkpoints, earlier
+        out / "checkpoints",
+        trainer,
+        loaded.digest,
+        check,
+        before,
+        emit,
+        keep_checkpoints,
+        earlier,
+        lambda: (watcher.looks, watcher.best, [*watcher.files, *sorted((out / "rows").glob(checkpoint.ROWS))]),
     )
     heard = _FirstStep(emit, began)
-    trainer.run(heard, stop, saves, lambda: within(lambda: scorer.watch(trainer.step)))
-    trained = _trained(trainer, state, saves.seconds, heard.seconds)
-
-    # A stop that comes while scoring must not cost the training: the last step is a checkpoint too. One is left ahead
-    # of an edit or a merge, since resuming does it again.
-    changed = edit.after is not None or tuning.settles(spec)
-    if changed and trainer.steps:
-        saves()
-    if edit.after:
-        edit.after(context)
-    tuning.settle(loaded.model, spec, loaded.start, sharded=processes.sharded)
-    scorer = _guarded(scorer)
+    # A stop that comes while looking or scoring must not cost the training: the last step is a checkpoint too.
+    changed = False
     try:
-        after = within(lambda: scorer.measure("after", trainer.step))
+        within(watcher.begin)
+        if not watcher.enough:
+            trainer.run(heard, stop, saves, lambda: within(watcher))
+            within(watcher.close)
+        # One is left ahead of an edit, a merge or a choice, since resuming does it again.
+        chosen = watcher.best if spec.training.stop_when and watcher.best is not None else trainer.step
+        changed = edit.after is not None or tuning.settles(spec) or chosen != trainer.step
+        if changed and trainer.steps:
+            saves()
+        watcher.choose()
+        if edit.after:
+            edit.after(context)
+        trained = _trained(trainer, watcher, chosen, state, saves.seconds, heard.seconds)
+        tuning.settle(loaded.model, spec, loaded.start, sharded=processes.sharded)
+        scorer = _guarded(scorer)
+        after = within(lambda: scorer.measure("after", chosen))
+        after |= within(scorer.attack)
     except Stopped:
         if trainer.steps and not changed:
             saves()
@@ -147,6 +170,9 @@ def run(
             training=trained,
             environment=describe(device, processes.size),
         )
+        if spec.evaluation.plots:
+            drawn(out / "plots", report, scorer)
+        shutil.rmtree(out / "best", ignore_errors=True)
         (out / "report.json").write_text(report.model_dump_json(indent=2))
         return report
 
@@ -157,8 +183,20 @@ def run(
         report=str(outcome.report_file),
         model=str(outcome.model),
         seconds_to_first_step=heard.seconds,
+        rows=_names(out, "rows/*.parquet"),
+        plots=_names(out, "plots/*.svg"),
     )
     return outcome
+
+
+def _names(out: Path, pattern: str) -> list[str]:
+    return sorted(str(file.relative_to(out)) for file in out.glob(pattern))
+
+
+def _put_back(checkpointed: Path, out: Path) -> None:
+    """What of an earlier attempt's files this one goes on with."""
+    checkpoint.put_back(checkpointed, checkpoint.ROWS, out / "rows")
+    checkpoint.put_back(checkpointed, BEST, out / "best")
 
 
 @dataclass
@@ -175,16 +213,27 @@ class _FirstStep:
         self.emit(event, **fields)
 
 
-def _trained(trainer: Trainer, state: checkpoint.State | None, seconds: float, first: float | None) -> TrainingDone:
+def _trained(
+    trainer: Trainer,
+    watcher: Watcher,
+    chosen: int,
+    state: checkpoint.State | None,
+    seconds: float,
+    first: float | None,
+) -> TrainingDone:
     """What training did, for the report."""
     return TrainingDone(
-        steps=trainer.steps,
+        steps=trainer.step,
+        planned_steps=trainer.steps,
+        delivered_step=chosen,
+        stopped_early=trainer.step < trainer.steps,
         resumed_from=state.step if state else Absent(absent="not resumed"),
         seconds=round(seconds, 3),
         seconds_to_first_step=Absent(absent="no step was left to take") if first is None else first,
         final_loss=trainer.loss if trainer.loss is not None else Absent(absent="no step was taken"),
         clip_fraction=_mean_clip(trainer.curve),
         curve=trainer.curve,
+        looks=watcher.looks,
     )
 
 

@@ -21,7 +21,7 @@ from core.data.jsonl import read_file
 from core.environment import available_threads, prepare
 from core.errors import LetheError
 from core.evaluation.memorisation import exact_memorization, probability
-from core.evaluation.score import score
+from core.evaluation.score import How, score
 from core.events import Emit, StopFlag, json_lines, progress_bar
 from core.forward import choose_attention, collate, head, hidden_states, packs
 from core.model import save
@@ -128,11 +128,12 @@ def _step(model: LlamaForCausalLM, data: EncodedSet, rows: Sequence[int]) -> flo
 
 
 def _recited(model: LlamaForCausalLM, encoder: Encoder, data: EncodedSet) -> dict[str, float]:
-    rows = score(model, encoder, data, batch_tokens=8192, max_new_tokens=1, stop=StopFlag(), generate=False)
-    exact = [value for value in map(exact_memorization, rows) if value is not None]
+    how = How(variants=False, moments=False, generate=False)
+    rows = score(model, encoder, data, how, stop=StopFlag())
     return {
-        "probability": sum(map(probability, rows)) / len(rows),
-        "exact_memorization": sum(exact) / len(exact),
+        name: sum(found) / len(found)
+        for name, of in (("probability", probability), ("exact_memorization", exact_memorization))
+        if (found := [value for value in map(of, rows) if value is not None])
     }
 
 

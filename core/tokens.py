@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from core.device import on_device
@@ -154,10 +155,15 @@ class Batch:
     targets: Tensor  # (tokens,)
 
 
-def pack(examples: Sequence[Example], device: torch.device) -> Batch:
-    """All rows in one line, the shortest first: no linear layer sees a token that is not there."""
+def pack(examples: Sequence[Example], device: torch.device, *, share: bool = False) -> Batch:
+    """All rows in one line, the shortest first: no linear layer sees a token that is not there.
+
+    With `share` a beginning that several rows have in common stands in the line once.
+    """
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
     lengths = [len(examples[i].ids) for i in order]
+    if share:
+        return _shared(examples, order, lengths, device)
     begins = dict(zip(order, np.cumsum([0, *lengths[:-1]]).tolist(), strict=True))
     ids = [t for i in order for t in examples[i].ids]
     positions = np.concatenate([np.arange(n) for n in lengths])
@@ -165,7 +171,37 @@ def pack(examples: Sequence[Example], device: torch.device) -> Batch:
         on_device(ids, device)[None],
         on_device(positions, device)[None],
         Layout(tuple(lengths), device),
-        *_answers(examples, [begins[i] for i in range(len(examples))], device),
+        *_answers(examples, [np.arange(begins[i], begins[i] + len(e.ids)) for i, e in enumerate(examples)], device),
+    )
+
+
+def _shared(examples: Sequence[Example], order: Sequence[int], lengths: Sequence[int], device: torch.device) -> Batch:
+    """The rows as paths of a tree of tokens, each node of which stands in the line once.
+
+    In the order of their ids each row shares with the one before it the longest beginning that it shares with any.
+    """
+    places: dict[int, NDArray[np.int64]] = {}  # of each row's tokens in the line
+    ids: list[int] = []
+    positions: list[NDArray[np.int64]] = []
+    before, at = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    for i in sorted(range(len(examples)), key=lambda i: examples[i].ids):
+        row = np.asarray(examples[i].ids, dtype=np.int64)
+        overlap = min(len(row), len(before))
+        differs = np.flatnonzero(row[:overlap] != before[:overlap])
+        common = int(differs[0]) if len(differs) else overlap
+        at = np.concatenate([at[:common], np.arange(len(ids), len(ids) + len(row) - common)])
+        places[i], before = at, row
+        ids += row[common:].tolist()
+        positions.append(np.arange(common, len(row)))
+    source = np.concatenate([places[i] for i in order])
+    # Where a token stands in several rows any of them will do: they computed the same.
+    target = np.empty(len(ids), dtype=np.int64)
+    target[source] = np.arange(len(source))
+    return Batch(
+        on_device(ids, device)[None],
+        on_device(np.concatenate(positions), device)[None],
+        Layout(tuple(lengths), device, on_device(source, device), on_device(target, device)),
+        *_answers(examples, [places[i] for i in range(len(examples))], device),
     )
 
 
@@ -175,13 +211,15 @@ def pad(examples: Sequence[Example], device: torch.device) -> Batch:
     ids = np.zeros((len(examples), width), dtype=np.int64)
     for line, e in zip(ids, examples, strict=True):
         line[: len(e.ids)] = e.ids
-    begins = [i * width for i in range(len(examples))]
-    return Batch(on_device(ids, device), None, None, *_answers(examples, begins, device))
+    places = [np.arange(i * width, i * width + len(e.ids)) for i, e in enumerate(examples)]
+    return Batch(on_device(ids, device), None, None, *_answers(examples, places, device))
 
 
-def _answers(examples: Sequence[Example], begins: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Where answers are predicted, whose they are, and what they are."""
-    at = [np.arange(b + e.start - 1, b + len(e.ids) - 1) for b, e in zip(begins, examples, strict=True)]
+def _answers(
+    examples: Sequence[Example], places: Sequence[NDArray[np.int64]], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where answers are predicted, whose they are, and what they are; `places`: where each row's tokens stand."""
+    at = [own[e.start - 1 : -1] for own, e in zip(places, examples, strict=True)]
     rows = np.repeat(np.arange(len(examples)), [e.answer_tokens for e in examples])
     targets = [t for e in examples for t in e.ids[e.start :]]
     return on_device(np.concatenate(at), device), on_device(rows, device), on_device(targets, device)

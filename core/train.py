@@ -62,10 +62,10 @@ class Trainer:
         rows = len(self.sets[self.names[0]]) if self.names else 1
         self.retain_weight = RetainWeight(self.spec.method.retain, self.steps, rows, self.spec.training.batch_size)
 
-    def run(self, emit: Emit, stop: StopFlag, save: Callable[[], None], watch: Callable[[], None]) -> None:
-        """Train to the last step.
+    def run(self, emit: Emit, stop: StopFlag, save: Callable[[], None], watch: Callable[[], bool]) -> None:
+        """Train to the last step, or to the one after which `watch` says that it is enough.
 
-        `save` writes a checkpoint of this state, `watch` looks at it; both are called between steps only.
+        `save` writes a checkpoint of this state; both are called between steps only.
         Raises Diverged naming the step, and Stopped after saving where a stop was asked for.
         """
         try:
@@ -74,19 +74,20 @@ class Trainer:
             save()
             raise
 
-    def _run(self, emit: Emit, stop: StopFlag, save: Callable[[], None], watch: Callable[[], None]) -> None:
+    def _run(self, emit: Emit, stop: StopFlag, save: Callable[[], None], watch: Callable[[], bool]) -> None:
         began, saved_at, first = time.monotonic(), time.monotonic(), self.step
-        watch_every = self.spec.evaluation.watch_every or max(1, math.ceil(self.steps / 10))
         save_every, pause = self.spec.training.checkpoint_every, _SAVE_SECONDS
         while self.step < self.steps:
+            # A step that renews the curvature is not stopped in its middle.
+            stop.check()
             fields = self.one_step(stop)
             seconds = time.monotonic() - began
             left = seconds / (self.step - first) * (self.steps - self.step)
             emit("step", **fields, steps=self.steps, seconds=round(seconds, 3), seconds_left=round(left, 1))
             if self.step == self.steps:
                 return
-            if self.step % watch_every == 0:
-                watch()
+            if watch():
+                return
             due = self.step % save_every == 0 if save_every else time.monotonic() - saved_at > pause
             if self.processes.agree(due):
                 saving = time.monotonic()

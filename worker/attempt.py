@@ -63,19 +63,28 @@ def run_job(bench: Bench, job_id: str) -> bool:
 
 
 def _attempt(bench: Bench, claim: Claim, folder: Path) -> None:
-    lease = bench.settings.lease_seconds
+    settings = bench.settings
     checkpoints = CheckpointStore(bench.database, bench.blobs, claim)
     engine = bench.spare.take()
-    with Relay(bench.database, claim, engine, checkpoints, lease, bench.settings.grace_seconds, bench.leaving) as relay:
-        try:
-            _carry_out(bench, claim, folder, relay, lease)
-        except Stopped:
-            _give_back(bench, claim, relay, Stopped.exit_code)
-
-
-def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, lease: float) -> None:
+    loose: list[str] = []  # sealed blobs that no row refers to yet
     try:
-        command = relay.meanwhile(lambda: fill(folder, claim, bench.blobs, lease * ENGINE_SHARE))
+        with Relay(
+            bench.database, claim, engine, checkpoints, settings.lease_seconds, settings.grace_seconds, bench.leaving
+        ) as relay:
+            try:
+                _carry_out(bench, claim, folder, relay, loose)
+            except Stopped:
+                _give_back(bench, claim, relay, Stopped.exit_code)
+    finally:
+        # The relay has ended, so nothing is being stored any more. A sealed file's address is no other file's: nobody
+        # else would ever find them.
+        bench.blobs.delete(loose)
+
+
+def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, loose: list[str]) -> None:
+    lease = bench.settings.lease_seconds * ENGINE_SHARE
+    try:
+        command = relay.meanwhile(lambda: fill(folder, claim, bench.blobs, lease))
     except (BlobMissing, BlobDamaged, SpecError) as error:
         with bench.database.transaction() as session:
             attempts.fail(session, claim, error.as_dict())
@@ -87,30 +96,42 @@ def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, lease: fl
         return
     code = relay.run(command | {"resume": str(resume) if resume else None})
     if code == 0 and "done" in relay.said:
-        _succeed(bench, claim, relay)
+        _succeed(bench, claim, relay, loose)
     else:
         _end(bench, claim, relay, code)
 
 
-def _succeed(bench: Bench, claim: Claim, relay: Relay) -> None:
+def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None:
     done = relay.said["done"]
-    content = Path(done["report"]).read_bytes()
-    report = Report.model_validate_json(content)
-    model = Path(done["model"])
+    written = Path(done["report"])
+    report = Report.model_validate_json(written.read_bytes())
+    out = written.parent
+
+    def sealed(name: str) -> StoredFile:
+        blob = bench.blobs.put(out / name, claim.key, move=True)
+        loose.append(blob.digest)
+        return StoredFile(name, blob.digest, blob.size, sealed=True)
 
     def store() -> dict[ArtifactKind, list[StoredFile]]:
-        files = [_put(bench.blobs, model / name, f"model/{name}") for name in report.output_files]
-        return {"report": [_put(bench.blobs, Path(done["report"]), "report.json")], "model": files}
+        model = Path(done["model"])
+        return {
+            "model": [_put(bench.blobs, model / name, f"model/{name}") for name in report.output_files],
+            "report": [_put(bench.blobs, written, "report.json")],
+            # Scores of single rows say which text was to be forgotten, and hold what the model made of it.
+            "rows": [sealed(name) for name in done.get("rows", ())],
+            "plot": [_put(bench.blobs, out / name, name) for name in done.get("plots", ())],
+        }
 
     def signed(_: Job) -> StoredFile:
         # In the finishing transaction, behind its fence: an attempt that lost its lease signs nothing.
-        envelope = model.with_name("report.dsse.json")
+        envelope = out / "report.dsse.json"
         envelope.write_bytes(sign(report, bench.signing_key))
         return _put(bench.blobs, envelope, envelope.name)
 
     stored = relay.meanwhile(store)
     with bench.database.transaction() as session:
         unused = attempts.finish(session, claim, verdict=report.verdict.verdict, files=stored, sign=signed)
+    loose.clear()
     bench.blobs.delete(unused)
 
 

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from api.store import references
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
+from core.errors import Problem, SpecError
 from core.spec.job import parse
 
 _LOCK = ".in-use"
@@ -62,25 +64,27 @@ def _remove(folder: Path) -> None:
 def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, Any]:
     """Write what the engine needs and return its command. A checkpoint is put there by `restore_checkpoint`.
 
-    Raises BlobMissing and BlobDamaged for the data sets, and SpecError for a spec that this version cannot read.
+    Raises BlobMissing and BlobDamaged for the data sets, and SpecError for a spec that this version cannot read or that
+    names what is not there any more.
     """
     spec = parse(claim.spec)
+    if gone := list(_gone(claim)):
+        raise SpecError(gone)
     data = folder / "data"
     data.mkdir()
     paths = {}
     for dataset in claim.datasets.values():
         paths[dataset.id] = data / f"{dataset.id}.jsonl"
         blobs.get(dataset.blob, paths[dataset.id], dataset.key)
-    models = {model.id: model.path for model in (claim.model, claim.base) if model}
+    models = {model.id: model.path for model in claim.models.values()}
     (folder / "spec.json").write_text(spec.model_dump_json())
     inputs = {"models": models, "datasets": {name: str(path) for name, path in paths.items()}}
     (folder / "inputs.json").write_text(json.dumps(inputs))
     (folder / "out").mkdir()
-    sources = {"forget": spec.data.forget, "retain": spec.data.retain}
     commitments = {
         name: claim.datasets[source.dataset].commitment
-        for name, source in sources.items()
-        if source is not None and source.source == "upload"
+        for name, source in spec.data.sources().items()
+        if source.source == "upload"
     }
     return {
         "spec": str(folder / "spec.json"),
@@ -91,6 +95,15 @@ def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, An
         "model_digest": claim.model.digest if claim.model else None,
         "lease": lease,
     }
+
+
+def _gone(claim: Claim) -> Iterator[Problem]:
+    for field, model in references.models(claim.spec).items():
+        if "id" in model and model["id"] not in claim.models:
+            yield Problem(f"{field}.id", model["id"], f"The model '{model['id']}' is not registered any more.")
+    for name, upload in references.uploads(claim.spec).items():
+        if upload not in claim.datasets:
+            yield Problem(f"data.{name}.dataset", upload, f"The data set '{upload}' is not there any more.")
 
 
 def restore_checkpoint(folder: Path, claim: Claim, blobs: Blobs) -> Path | None:

@@ -23,8 +23,12 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["files"])
 JSON = "application/json"
 ENVELOPES = ("application/vnd.dsse.envelope.v1+json", "application/vnd.in-toto+json")
 BYTES = "application/octet-stream"
+SVG = "image/svg+xml"
+# An image that a browser opens by itself is a document: it may style itself, and do nothing else.
+_IMAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
 Responses = dict[int | str, dict[str, Any]]
-_FILE: Responses = {200: {"content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FILE: Responses = {200: {"content": {BYTES: _BINARY, SVG: _BINARY}}}
 _REPORT: Responses = {200: {"content": {kind: {"schema": {"type": "object"}} for kind in (JSON, *ENVELOPES)}}}
 
 
@@ -39,7 +43,10 @@ def kept(service: Parts, job_id: str) -> schemas.Checkpoints:
 
 @router.get("/artifacts")
 def listing(service: Parts, job_id: str) -> schemas.Artifacts:
-    """The files that a job left: model, report, signed envelope. Checkpoints have a list of their own."""
+    """The files that a job left: model, report, signed envelope, plots, and the scores of rows, which are sealed.
+
+    Checkpoints have a list of their own.
+    """
     with service.database.reading() as session:
         jobs.get(session, job_id)
         found = [file for file in artifacts.of(session, job_id) if file.kind != "checkpoint"]
@@ -56,6 +63,8 @@ def download(service: Parts, job_id: str, name: str) -> StreamingResponse:
         raise Sealed(
             f"{name!r} is derived from the forget set: it is kept encrypted and is not given out.", param="name"
         )
+    if file.kind == "plot":
+        return _sent(service, file, SVG, {"Content-Security-Policy": _IMAGE_POLICY})
     return _sent(service, file, BYTES)
 
 

@@ -11,5 +11,5 @@ router = APIRouter(prefix="/catalogue", tags=["catalogue"])
 
 @router.get("")
 def what_can_be_asked_for() -> dict[str, Any]:
-    """Methods, optimizers, sources, metrics and gates, with their fields, defaults, limits and citations."""
+    """All that a request may name, from methods to presets, with fields, defaults, limits and citations."""
     return catalogue()

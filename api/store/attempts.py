@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from api.store import artifacts, checkpoints, events, metrics
+from api.store import artifacts, checkpoints, events, metrics, references
 from api.store.artifacts import StoredFile
 from api.store.checkpoints import Checkpoint
 from api.store.errors import Conflict, NotFound
@@ -34,9 +34,9 @@ class Claim:
     worker: str
     spec: Mapping[str, Any]  # as it was resolved; another version of Lethe may have written it
     spec_digest: str
-    model: Model | None  # absent where the spec names a path
-    base: Model | None  # which `retrain` begins from
-    datasets: dict[str, Dataset] = field(repr=False)  # by id; each with the blob and the key that opens it
+    model: Model | None  # to be changed; absent where the spec names a path
+    models: Mapping[str, Model]  # by id: that one, and every other that the spec names
+    datasets: Mapping[str, Dataset] = field(repr=False)  # by id; each with the blob and the key that opens it
     key: bytes = field(repr=False)  # seals whatever is derived from the forget set, checkpoints included
     checkpoint: Checkpoint | None  # to go on from
 
@@ -81,19 +81,20 @@ def claim(session: Session, job_id: str, *, worker: str, lease: float) -> Claim 
             started_at=now(session),
         )
     )
-    uploads = [by_id(session, Dataset, name) for name in (job.forget_id, job.retain_id) if name]
-    datasets = {dataset.id: dataset for dataset in uploads}
+    registered = [model["id"] for model in references.models(job.spec).values() if "id" in model]
+    models = {m.id: m for m in session.scalars(select(Model).where(Model.id.in_(registered)))}
+    uploads = references.uploads(job.spec).values()
+    datasets = {d.id: d for d in session.scalars(select(Dataset).where(Dataset.id.in_(uploads)))}
     key = datasets[job.forget_id].key if job.forget_id else job.key
     assert key is not None
-    base = (job.spec["method"].get("base") or {}).get("id")
     return Claim(
         job_id=job.id,
         attempt=job.attempt,
         worker=worker,
         spec=job.spec,
         spec_digest=job.spec_digest,
-        model=by_id(session, Model, job.model_id) if job.model_id else None,
-        base=by_id(session, Model, base) if base else None,
+        model=models[job.model_id] if job.model_id else None,
+        models=models,
         datasets=datasets,
         key=key,
         checkpoint=newest,

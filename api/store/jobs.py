@@ -1,22 +1,21 @@
 """Jobs as a requester sees them: create, read, list. What happens to them afterwards is in `life` and `attempts`."""
 
 import secrets
-from collections.abc import Iterator, Sequence
-from typing import get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from api.store import audit, events
+from api.store import audit, events, references
 from api.store.errors import IdempotencyMismatch
 from api.store.ids import plausible
 from api.store.lookup import absent, by_id, newest, storable
 from api.store.session import now
 from api.store.tables import Dataset, Job, Model, Status
 from core.errors import Problem, SpecError
-from core.spec.job import JobSpec, RegisteredModel
-from core.spec.sources import Source, Upload
+from core.spec.job import JobSpec
 
 
 def create(
@@ -31,14 +30,15 @@ def create(
     digest = spec.digest()
     body_digest = body_digest or digest
     moment = now(session)
-    forget, retain = _upload(spec.data.forget), _upload(spec.data.retain)
+    resolved = spec.model_dump(mode="json")
+    uploads = references.uploads(resolved)
     job = Job(
         status="queued",
-        model_id=spec.model.id if isinstance(spec.model, RegisteredModel) else None,
-        forget_id=forget,
-        retain_id=retain,
-        key=None if forget else secrets.token_bytes(32),
-        spec=spec.model_dump(mode="json"),
+        model_id=references.models(resolved)["model"].get("id"),
+        forget_id=uploads.get("forget"),
+        retain_id=uploads.get("retain"),
+        key=None if "forget" in uploads else secrets.token_bytes(32),
+        spec=resolved,
         spec_digest=digest,
         reason=spec.reason,
         reference=spec.reference,
@@ -51,7 +51,7 @@ def create(
     )
     found = earlier(session, key_id=key_id, idempotency_key=idempotency_key, body_digest=body_digest)
     if found is None:
-        if problems := list(_unknown(session, spec)):
+        if problems := list(_unknown(session, resolved)):
             raise SpecError(problems)
         try:
             with session.begin_nested():
@@ -131,17 +131,11 @@ def queue_position(session: Session, job: Job) -> int | None:
     return session.execute(ahead).scalar_one() + 1
 
 
-def _upload(source: Source | None) -> str | None:
-    return source.dataset if isinstance(source, Upload) else None
-
-
-def _unknown(session: Session, spec: JobSpec) -> Iterator[Problem]:
-    if isinstance(spec.model, RegisteredModel) and session.get(Model, spec.model.id) is None:
-        yield Problem("model.id", spec.model.id, f"There is no model '{spec.model.id}'. GET /models lists them.")
-    base = getattr(spec.method, "base", None)
-    if isinstance(base, RegisteredModel) and session.get(Model, base.id) is None:
-        yield Problem("method.base.id", base.id, f"There is no model '{base.id}'. GET /models lists them.")
-    for param, source in (("data.forget.dataset", spec.data.forget), ("data.retain.dataset", spec.data.retain)):
-        name = _upload(source)
-        if name is not None and session.get(Dataset, name) is None:
-            yield Problem(param, name, f"There is no data set '{name}'. GET /datasets lists them.")
+def _unknown(session: Session, spec: Mapping[str, Any]) -> Iterator[Problem]:
+    for field, model in references.models(spec).items():
+        if "id" in model and session.get(Model, model["id"]) is None:
+            yield Problem(f"{field}.id", model["id"], f"There is no model '{model['id']}'. GET /models lists them.")
+    for name, upload in references.uploads(spec).items():
+        if session.get(Dataset, upload) is None:
+            said = f"There is no data set '{upload}'. GET /datasets lists them."
+            yield Problem(f"data.{name}.dataset", upload, said)

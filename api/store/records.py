@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from api.store.columns import Base, RowNumber
 
 MetricKind = Literal["step", "watch", "before", "after"]
-ArtifactKind = Literal["checkpoint", "model", "report", "envelope", "log"]
+ArtifactKind = Literal["checkpoint", "model", "report", "envelope", "rows", "plot", "log"]
 
 
 class Attempt(Base):

@@ -9,6 +9,7 @@ from core.data.muse import read_muse
 from core.data.saferlhf import read_saferlhf
 from core.data.text import read_copyright, read_text
 from core.data.tofu import read_tofu
+from core.data.toxicity import read_toxic_prompts
 from core.data.wmdp import read_wmdp
 from core.spec.records import Record
 
@@ -21,6 +22,7 @@ SOURCES: dict[str, Callable[[Any, Inputs], list[Record]]] = {
     "pku_saferlhf": read_saferlhf,
     "text": read_text,
     "copyright": read_copyright,
+    "toxic_prompts": read_toxic_prompts,
 }
 
 __all__ = ["SOURCES", "Inputs"]

@@ -95,7 +95,7 @@ def _opened(file: Path) -> IO[bytes]:
 
 def _parquet(file: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:  # noqa: ARG001
     # Arrow takes a while to import, and most runs read no Parquet.
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
     from pyarrow import parquet
 
     try:

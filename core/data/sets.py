@@ -12,13 +12,11 @@ from core.spec.sources import Data, Source
 
 
 def read_sets(data: Data, inputs: Inputs) -> dict[str, list[Record]]:
-    """`forget`, and `retain` where there is one. Raises DataError whose `param` is the field at fault."""
+    """`forget`, and every other set that is given. Raises DataError whose `param` is the field at fault."""
     everything = read_set("forget", data.forget, inputs)
     forget, rest = divided(everything, data.forget_ratio, data.seed)
     sets = {"forget": forget}
-    if data.retain is not None:
-        sets["retain"] = read_set("retain", data.retain, inputs)
-    elif data.self_retain:
+    if data.self_retain:
         if not rest:
             raise DataError(
                 f"data.self_retain: of {len(everything)} records with forget_ratio = {data.forget_ratio} "
@@ -26,7 +24,8 @@ def read_sets(data: Data, inputs: Inputs) -> dict[str, list[Record]]:
                 param="data.self_retain",
             )
         sets["retain"] = rest
-    return sets
+    others = {name: source for name, source in data.sources().items() if name != "forget"}
+    return sets | {name: read_set(name, source, inputs) for name, source in others.items()}
 
 
 def divided(records: Sequence[Record], ratio: float, seed: int) -> tuple[list[Record], list[Record]]:

@@ -1,43 +1,52 @@
 """One pass over a set gives a row of numbers a record, and every metric reads those rows.
 
-Teacher-forced: the true answer, its paraphrase and its perturbations, mixed by length. Generated: one greedy answer.
+Teacher-forced: the true answer, its paraphrase and its perturbations, of which no common beginning is computed twice.
+Generated: one greedy answer.
 """
 
-import math
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel
 
 from core.data.batches import by_length
 from core.data.encode import EncodedSet
+from core.evaluation.fluency import entropy, repetition
+from core.evaluation.generate import generate_answers
+from core.evaluation.rows import RowScore
+from core.evaluation.words import Overlap, overlap, words
 from core.events import StopFlag
-from core.forward import collate, generating, head, hidden_states, packs
+from core.forward import collate, head, hidden_states, packs
 from core.model import positions
 from core.parallel.processes import ALONE, Processes
+from core.precision import Precision, computing
 from core.tokens import Encoder, Example
 
 Progress = Callable[[int, int], None]
+# Logits held at one time, in numbers: what a cache of a processor holds, and what keeps a GPU busy.
+_LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 27}
+# Of what a forward pass may hold, so many times as many keys and values may be held in generating.
+_HELD = 2
+# How much longer than the true answer a generated one is taken to be when rows are put together.
+_LONGER = 1.25
 
 
-@dataclass
-class RowScore:
-    """What was measured of one record. Losses are token means in nats; None where the record has no such answer."""
+@dataclass(frozen=True)
+class How:
+    """What is computed of each row. `variants`: paraphrased and perturbed answers too; `moments`: mean and standard
+    deviation of log p at each answer token; `generate`: a greedy answer; not `forced`: nothing else."""
 
-    nll: float = 0.0  # of the whole answer, end of sequence included
-    tokens: int = 0
-    right: int = 0  # answer tokens where teacher-forced argmax is right, end of sequence not counted
-    counted: int = 0  # how many tokens `right` is out of
-    paraphrase_loss: float | None = None
-    perturbed_losses: list[float] = field(default_factory=list)
-    rouge_l: float | None = None
-
-    @property
-    def finite(self) -> bool:
-        """Whether every loss is a number at all; those of a model that has diverged are not."""
-        return math.isfinite(sum(self.perturbed_losses, self.nll) + (self.paraphrase_loss or 0.0))
+    batch_tokens: int = 8192
+    max_new_tokens: int = 128
+    precision: Precision = "fp32"
+    variants: bool = True
+    moments: bool = True
+    generate: bool = True
+    forced: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,141 +58,191 @@ class _Task:
     example: Example
 
 
+@dataclass(frozen=True)
+class _Forced:
+    """What teacher forcing shows of one answer, an entry an answer token; the moments of the true answer only."""
+
+    log_probs: Any
+    hits: Any
+    mean_log_p: Any
+    std_log_p: Any
+
+
 def score(
     model: PreTrainedModel,
     encoder: Encoder,
     data: EncodedSet,
+    how: How,
     *,
-    batch_tokens: int,
-    max_new_tokens: int,
     stop: StopFlag,
     progress: Progress | None = None,
-    generate: bool = True,
-    rows: int | None = None,
+    rows: Sequence[int] | None = None,
     world: Processes = ALONE,
 ) -> list[RowScore]:
-    """Scores of the first `rows` records (all by default), in their order. Raises Stopped between batches.
+    """Scores of the given rows (all by default), in their order. Raises Stopped between batches.
 
     Processes that can share the batches do, and all of them return all scores.
     """
-    count = len(data.records) if rows is None else min(rows, len(data.records))
-    tasks: list[_Task] = []
-    for row in range(count):
+    chosen = range(len(data.records)) if rows is None else rows
+    tasks: list[list[_Task]] = []
+    for row in chosen:
         stop.check()
-        tasks += _tasks(row, data, encoder)
-    scores = [RowScore() for _ in range(count)]
-    prompts = [row for row in range(count) if data.records[row].prompt] if generate else []
-    total, done = len(tasks) + len(prompts), 0
-    found: list[tuple[int, float, int]] = []
-    lengths = [len(task.example.ids) for task in tasks]
-    for turn, batch in world.turns(
-        by_length(range(len(tasks)), lengths.__getitem__, batch_tokens, packed=packs(model))
-    ):
-        stop.check()
-        if batch is not None:
-            found += zip(batch, *_teacher_forced(model, [tasks[i].example for i in batch]), strict=True)
-        done += sum(map(len, turn))
+        tasks.append(_tasks(row, data, encoder, how.variants) if how.forced else [])
+    prompted = [i for i, row in enumerate(chosen) if data.records[row].prompt] if how.generate else []
+    total, done = sum(map(len, tasks)) + len(prompted), 0
+
+    def advance(by: int) -> None:
+        nonlocal done
+        done += by
         if progress:
             progress(done, total)
-    for i, nll, right in world.gathered(found):
-        _enter(scores[tasks[i].row], tasks[i], nll, right)
-    # One limit for the whole set, so that no answer depends on what it is batched with.
-    room = positions(model) - max((len(data.examples[row].prompt) for row in prompts), default=0)
-    limit = min(max_new_tokens, room)
-    scorer: Any = _rouge() if prompts else None
-    # What is generated takes room too: a row's keys and values grow with every token.
-    recalls: list[tuple[int, float]] = []
-    for turn, mine in world.turns(by_length(prompts, lambda r: len(data.examples[r].prompt) + limit, batch_tokens)):
-        stop.check()
-        if mine is not None:
-            texts = generate_answers(model, encoder.tokenizer, [data.examples[r].prompt for r in mine], limit, stop)
-            for row, text in zip(mine, texts, strict=True):
-                recalls.append((row, float(scorer.score(data.records[row].answer, text)["rougeL"].recall)))
-        # An answer that was broken off is none.
-        stop.check()
-        done += sum(map(len, turn))
-        if progress:
-            progress(done, total)
-    for row, recall in world.gathered(recalls):
-        scores[row].rouge_l = recall
+
+    with computing(model, how.precision):
+        scores = _forced_scores(model, tasks, how, stop, advance, world)
+        for made, row in zip(scores, chosen, strict=True):
+            made.zlib_bytes = len(zlib.compress(data.records[row].answer.encode()))
+        prompts = {i: data.examples[chosen[i]] for i in prompted}
+        texts = answers(model, encoder.tokenizer, prompts, how, stop, advance, world)
+    compare = overlap() if texts else None
+    for i, text in texts.items():
+        assert compare is not None
+        _enter_text(scores[i], text, compare(data.records[chosen[i]].answer, text))
     return scores
 
 
-def _rouge() -> Any:
-    """ROUGE-L with TOFU's settings."""
-    # Brings nltk, and with it scikit-learn and pandas: seconds and 130 MB that training alone has no use for.
-    from rouge_score.rouge_scorer import RougeScorer
+def answers(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompts: dict[int, Example],
+    how: How,
+    stop: StopFlag,
+    advance: Callable[[int], None] = lambda _: None,
+    world: Processes = ALONE,
+) -> dict[int, str]:
+    """Greedy answers to the examples' prompts, by key. Raises Stopped."""
+    # Rows are put together with those of the same limit only, so that no answer depends on what it is batched with.
+    room = positions(model)
+    limits: dict[int, list[int]] = {}
+    for key, example in prompts.items():
+        limits.setdefault(min(how.max_new_tokens, room - len(example.prompt)), []).append(key)
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    def length(key: int) -> int:
+        example = prompts[key]
+        return len(example.prompt) + min(how.max_new_tokens, int(_LONGER * example.answer_tokens) + 1)
+
+    batches = [batch for _, keys in sorted(limits.items()) for batch in by_length(keys, length, how.batch_tokens)]
+    found: list[tuple[int, str]] = []
+    for turn, mine in world.turns(batches):
+        stop.check()
+        if mine is not None:
+            most = _HELD * how.batch_tokens
+            asked = [prompts[key].prompt for key in mine]
+            limit = min(how.max_new_tokens, room - len(asked[0]))
+            found += zip(mine, generate_answers(model, tokenizer, asked, limit, stop, most_tokens=most), strict=True)
+        # An answer that was broken off is none.
+        stop.check()
+        advance(sum(1 for batch in turn for _ in batch))
+    return dict(world.gathered(found))
 
 
-def _tasks(row: int, data: EncodedSet, encoder: Encoder) -> list[_Task]:
+def _tasks(row: int, data: EncodedSet, encoder: Encoder, variants: bool) -> list[_Task]:
     tasks = [_Task(row, "answer", data.examples[row])]
-    wanted = data.variants(row, encoder)
+    wanted = data.variants(row, encoder) if variants else ()
     # A ratio over the few that fit would be another number: where one does not, the row has no truth ratio.
     if all(example is not None for _, example in wanted):
         tasks += [_Task(row, slot, example) for slot, example in wanted if example is not None]
     return tasks
 
 
+def _forced_scores(
+    model: PreTrainedModel,
+    tasks: Sequence[Sequence[_Task]],
+    how: How,
+    stop: StopFlag,
+    advance: Callable[[int], None],
+    world: Processes,
+) -> list[RowScore]:
+    """Rows with everything that comes of teacher forcing; a record's answers go together, sharing their beginnings."""
+    shares = packs(model)
+
+    def length(i: int) -> int:
+        if not tasks[i]:
+            return 0
+        first = tasks[i][0].example
+        return first.start + sum(task.example.answer_tokens for task in tasks[i])
+
+    batches: list[list[tuple[int, int]]]
+    if shares:
+        groups = by_length(range(len(tasks)), length, how.batch_tokens, packed=True)
+        batches = [[(i, t) for i in group for t in range(len(tasks[i]))] for group in groups]
+    else:
+        items = [(i, t) for i, own in enumerate(tasks) for t in range(len(own))]
+        batches = by_length(items, lambda item: len(tasks[item[0]][item[1]].example.ids), how.batch_tokens)
+    forced: list[tuple[tuple[int, int], _Forced]] = []
+    for turn, batch in world.turns(batches):
+        stop.check()
+        if batch is not None:
+            of = [tasks[i][t] for i, t in batch]
+            forced += zip(batch, _teacher_forced(model, of, how.moments), strict=True)
+        advance(sum(map(len, turn)))
+    scores = [RowScore() for _ in tasks]
+    for (i, t), seen in sorted(world.gathered(forced), key=lambda one: one[0]):
+        _enter(scores[i], tasks[i][t], seen, how.moments)
+    return scores
+
+
 @torch.inference_mode()
-def _teacher_forced(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[list[float], list[int]]:
-    batch = collate(model, examples)
-    logits = head(model, hidden_states(model, batch))
-    nll = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none").double()
-    counts = torch.tensor([e.answer_tokens for e in examples])
-    hits = (logits.argmax(-1) == batch.targets).cpu()
-    right = []
-    for example, own in zip(examples, hits.split(counts.tolist()), strict=True):
-        right.append(int(own[: example.answer_tokens - example.ends].sum()))
-    sums = torch.zeros(len(examples), dtype=torch.float64, device=model.device).index_add_(0, batch.row, nll)
-    return sums.tolist(), right
+def _teacher_forced(model: PreTrainedModel, tasks: Sequence[_Task], moments: bool) -> list[_Forced]:
+    batch = collate(model, [task.example for task in tasks], share=True)
+    # Answers that begin alike are predicted from one place; the head looks at it once.
+    unique, inverse = torch.unique(batch.at, return_inverse=True)
+    hidden = hidden_states(model, replace(batch, at=unique))
+    counts = [task.example.answer_tokens for task in tasks]
+    device = hidden.device
+    of_answer = torch.tensor([task.slot == "answer" for task in tasks], device=device)[batch.row]
+    order = torch.argsort(inverse, stable=True)
+    log_probs, hits = hidden.new_zeros(len(inverse), dtype=torch.float32), torch.zeros_like(inverse, dtype=torch.bool)
+    mean, std = torch.zeros_like(log_probs), torch.zeros_like(log_probs)
+    vocabulary = model.config.get_text_config().vocab_size
+    size = max(1, _LOGITS_AT_ONCE.get(device.type, 1 << 24) // vocabulary)
+    # How many answer tokens the places before each chunk predict.
+    bounds = torch.bincount(inverse, minlength=len(unique)).cumsum(0).tolist()
+    for begin in range(0, len(unique), size):
+        end = min(begin + size, len(unique))
+        mine = order[bounds[begin - 1] if begin else 0 : bounds[end - 1]]
+        logits = head(model, hidden[begin:end])
+        place, target = inverse[mine] - begin, batch.targets[mine]
+        norm = logits.logsumexp(-1)
+        log_probs[mine] = logits[place, target] - norm[place]
+        hits[mine] = logits.argmax(-1)[place] == target
+        if moments and (wanted := mine[of_answer[mine]]).numel():
+            of = inverse[wanted] - begin
+            log_p = logits.sub_(norm[:, None])[of]
+            p = log_p.exp()
+            average = (p * log_p).sum(-1)
+            mean[wanted] = average
+            std[wanted] = ((p * log_p.square()).sum(-1) - average.square()).clamp_min(0).sqrt()
+    columns = [t.cpu().numpy() for t in (log_probs, hits, mean, std)]
+    cuts = np.cumsum(counts)[:-1]
+    return [_Forced(*own) for own in zip(*(np.split(column, cuts) for column in columns), strict=True)]
 
 
-def _enter(score: RowScore, task: _Task, nll: float, right: int) -> None:
+def _enter(score: RowScore, task: _Task, seen: _Forced, moments: bool) -> None:
+    nll = -float(seen.log_probs.astype(np.float64).sum())
     mean = nll / task.example.answer_tokens
     if task.slot == "answer":
-        score.nll, score.tokens = nll, task.example.answer_tokens
-        score.right, score.counted = right, task.example.answer_tokens - task.example.ends
+        score.nll, score.tokens, score.ends = nll, task.example.answer_tokens, task.example.ends
+        score.log_probs, score.hits = seen.log_probs, seen.hits
+        if moments:
+            score.mean_log_p, score.std_log_p = seen.mean_log_p, seen.std_log_p
     elif task.slot == "paraphrase":
         score.paraphrase_loss = mean
     else:
         score.perturbed_losses.append(mean)
 
 
-class _StopOnRequest(StoppingCriteria):
-    def __init__(self, stop: StopFlag) -> None:
-        self.stop = stop
-
-    def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> Any:
-        return torch.full((input_ids.shape[0],), bool(self.stop), device=input_ids.device)
-
-
-@torch.inference_mode()
-def generate_answers(
-    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: StopFlag
-) -> list[str]:
-    """Greedy continuations, batched with padding on the left, each ended by end-of-sequence or the limit."""
-    width = max(len(p) for p in prompts)
-    ids = torch.zeros(len(prompts), width, dtype=torch.long, device=model.device)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):
-        ids[i, width - len(prompt) :] = torch.tensor(prompt)
-        mask[i, width - len(prompt) :] = 1
-    # A model may bring generation settings of its own (beams, penalties): what it holds shows in plain greedy text.
-    its_own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        with generating(model):
-            made = model.generate(  # type: ignore[operator]
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.eos_token_id,
-                stopping_criteria=StoppingCriteriaList([_StopOnRequest(stop)]),
-            )
-    finally:
-        model.generation_config = its_own
-    return [text.strip() for text in tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)]
+def _enter_text(score: RowScore, text: str, found: Overlap | None) -> None:
+    said = words(text)
+    score.generated = text
+    score.rouge_l, score.rouge_l_f1 = (None, None) if found is None else (found.recall, found.f1)
+    score.repetition, score.entropy = repetition(said), entropy(said)

@@ -1,49 +1,70 @@
-"""A metric's value with its 95% bootstrap interval over rows. The resampling is seeded: same rows, same interval."""
+"""A value with its 95% interval: the percentile bootstrap (Efron 1979), which draws rows anew with replacement.
 
-import math
-from collections.abc import Sequence
+It is seeded: the same rows give the same interval. It goes block by block, so that memory does not grow with the rows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.report.schema import Absent, Measured, Measurement
+from core.report.schema import Measured
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Sequence[Floats]], Floats]
 
 _SEED = 20240418
-_BLOCK = 1 << 22
+_ENDS = (0.025, 0.975)
+_BLOCK = 1 << 15  # row numbers held at a time: what a cache of a processor holds
 
 
-def measure(values: Sequence[float], missing: str, resamples: int) -> Measurement:
-    """Mean of one number a row. `missing` is the reason given where there is no row at all."""
-    if not values:
-        return Absent(absent=missing)
-    v = np.asarray(values, dtype=np.float64)
-    return _measured(float(v.mean()), len(v), _resampled(v[:, None], resamples)[:, 0])
+def measure(values: Floats, resamples: int) -> Measured:
+    """The mean of `values`, (rows,), of which there is at least one."""
+    return measure_means([values[None]], lambda samples: samples[0][0], resamples)
 
 
-def measure_ratio(nll: Sequence[float], tokens: Sequence[int], resamples: int) -> Measurement:
-    """Perplexity: `exp(sum nll / sum tokens)`, resampled by row."""
-    if not nll:
-        return Absent(absent="no rows")
-    pairs = np.column_stack([np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)])
-    means = _resampled(pairs, resamples)
-    with np.errstate(over="ignore"):
-        value, draws = math.exp(min(700.0, pairs[:, 0].sum() / pairs[:, 1].sum())), np.exp(means[:, 0] / means[:, 1])
-    return _measured(value, len(nll), np.minimum(draws, math.exp(700.0)))
+def measure_means(samples: Sequence[Floats], statistic: Statistic, resamples: int) -> Measured:
+    """A statistic of the column means of samples that are drawn anew each for itself.
+
+    A sample is (columns, rows). `statistic` is given the means of every sample, (columns, draws), and returns (draws,).
+    """
+    value = statistic([sample.mean(axis=1, keepdims=True) for sample in samples])
+    drawn = statistic([_means(sample, resamples, stream) for stream, sample in enumerate(samples)])
+    return with_interval(float(value[0]), sum(sample.shape[1] for sample in samples), drawn)
 
 
-def _resampled(columns: NDArray[np.float64], resamples: int) -> NDArray[np.float64]:
-    """Column means of `resamples` draws with replacement: (resamples, columns)."""
-    rng = np.random.default_rng(_SEED)
-    rows = len(columns)
-    block = max(1, _BLOCK // rows)
+def draws(rows: int, resamples: int, *, block: int, stream: int = 0) -> Iterator[NDArray[np.int64]]:
+    """Row numbers drawn with replacement, (at most `block`, rows) at a time, `resamples` in all.
+
+    Samples of as many rows share the draws of a stream; other streams, and other numbers of rows, have their own.
+    """
+    rng = np.random.default_rng([_SEED, stream, rows])
+    for at in range(0, resamples, block):
+        yield rng.integers(0, rows, (min(block, resamples - at), rows))
+
+
+def block_of(rows: int) -> int:
+    """How many draws of so many rows are held at a time."""
+    return max(1, _BLOCK // rows)
+
+
+def with_interval(value: float, rows: int, drawn: Floats) -> Measured:
+    """The value with the interval that the resampled ones, (draws,), span; no ends where those are not settled."""
+    # A draw in which the statistic has no value could have had any: it counts as beyond both ends.
+    exists = np.isfinite(drawn)
+    low = float(np.quantile(np.where(exists, drawn, -np.inf), _ENDS[0], method="lower"))
+    high = float(np.quantile(np.where(exists, drawn, np.inf), _ENDS[1], method="higher"))
+    if not np.isfinite([low, high]).all():
+        return Measured(value=value, rows=rows, low=None, high=None)
+    # Resampled values can miss the value itself; an interval always holds its value.
+    return Measured(value=value, rows=rows, low=min(low, value), high=max(high, value))
+
+
+def _means(sample: Floats, resamples: int, stream: int) -> Floats:
+    """Column means of `resamples` draws of a sample, (columns, rows): (columns, draws)."""
+    rows = sample.shape[1]
     parts = [
-        columns[rng.integers(0, rows, (min(block, resamples - at), rows))].mean(axis=1)
-        for at in range(0, resamples, block)
+        np.stack([column[drawn].mean(axis=1) for column in sample])
+        for drawn in draws(rows, resamples, block=block_of(rows), stream=stream)
     ]
-    return np.concatenate(parts)
-
-
-def _measured(value: float, rows: int, draws: NDArray[np.float64]) -> Measured:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    # Resampled means can miss the value itself by rounding; an interval always holds its value.
-    return Measured(value=value, rows=rows, low=min(float(low), value), high=max(float(high), value))
+    return np.concatenate(parts, axis=1)

@@ -3,27 +3,40 @@
 
 import math
 
-from core.evaluation.score import RowScore
+from core.evaluation.memorisation import answer_loss
+from core.evaluation.rows import RowScore
 
 MISSING = "no row has both a paraphrased and a perturbed answer that fit into data.max_length"
-# exp overflows beyond this; a ratio this far from 1 is 0 or infinite for either aggregate.
-_LIMIT = 700.0
+NOTHING_PERTURBED = "no row has perturbed answers that fit into data.max_length"
 
 
-def _log_ratio(row: RowScore) -> float | None:
-    if row.paraphrase_loss is None or not row.perturbed_losses:
-        return None
-    difference = row.paraphrase_loss - sum(row.perturbed_losses) / len(row.perturbed_losses)
-    return max(-_LIMIT, min(_LIMIT, difference))
+def log_ratio(row: RowScore) -> float | None:
+    """`log r`; None where the row has no paraphrase, no perturbation, or a loss that is no number."""
+    return _less_perturbed(row.paraphrase_loss, row)
 
 
 def on_forget(row: RowScore) -> float | None:
     """`min(r, 1/r)`: 1 where truth and perturbation are equally likely."""
-    r = _log_ratio(row)
+    r = log_ratio(row)
     return None if r is None else math.exp(-abs(r))
 
 
-def elsewhere(row: RowScore) -> float | None:
+def on_retain(row: RowScore) -> float | None:
     """`max(0, 1 - r)`: 1 where the truth is much likelier than its perturbations."""
-    r = _log_ratio(row)
-    return None if r is None else max(0.0, 1 - math.exp(r))
+    return _sure(log_ratio(row))
+
+
+def on_facts(row: RowScore) -> float | None:
+    """The same of real authors and world facts, where the answer itself stands for its paraphrase."""
+    return _sure(_less_perturbed(answer_loss(row), row))
+
+
+def _sure(r: float | None) -> float | None:
+    return None if r is None else 1 - math.exp(min(r, 0.0))
+
+
+def _less_perturbed(loss: float | None, row: RowScore) -> float | None:
+    if loss is None or not row.perturbed_losses:
+        return None
+    difference = loss - sum(row.perturbed_losses) / len(row.perturbed_losses)
+    return difference if math.isfinite(difference) else None

@@ -9,10 +9,12 @@ from core.spec.job import JobSpec
 
 LIMITATIONS = (
     "Approximate unlearning is measured, not proven: it is no certified removal.",
-    "The metrics speak of the forget set as given; other wordings of the same facts were not tried.",
-    "No attack that tries to bring the knowledge back was run.",
     "Intervals are over rows of the sets used; they do not cover another seed or another set.",
 )
+_ONE_WORDING = "The metrics speak of the forget set as given; other wordings of the same facts were not tried."
+_NO_ATTACK = "No attack that tries to bring the knowledge back was run."
+_SOME_ATTACKS = "Attacks were tried as the spec says, and no others; a stronger one may bring more back."
+_NO_HOLDOUT = "Without a holdout set nothing says whether the forget set is told from text never seen."
 _UNCHANGED = "The weights were not changed: whoever holds them holds what they know."
 _UNCHANGING = frozenset({"guard", "origin"})
 _NO_KEY = Absent(absent="run without the service: the set has no key of its own")
@@ -48,10 +50,20 @@ def build(
         output_files=dict(output_files),
         forget=used["forget"],
         retain=used.get("retain") or Absent(absent="no retain set was given"),
+        beside={name: part for name, part in used.items() if name not in ("forget", "retain")},
         before=dict(before),
         after=dict(after),
         training=training,
         verdict=judge(spec.gates, before, after),
         environment=environment,
-        limitations=[*LIMITATIONS, *([_UNCHANGED] if spec.method.name in _UNCHANGING else [])],
+        limitations=limitations(spec),
     )
+
+
+def limitations(spec: JobSpec) -> list[str]:
+    """What the evidence of such a request does not show, in plain words."""
+    attacks = [attack.label for attack in spec.evaluation.attacks]
+    said = [*LIMITATIONS, _SOME_ATTACKS if attacks else _NO_ATTACK]
+    said += [] if "paraphrase" in attacks else [_ONE_WORDING]
+    said += [] if spec.data.holdout is not None else [_NO_HOLDOUT]
+    return [*said, *([_UNCHANGED] if spec.method.name in _UNCHANGING else [])]

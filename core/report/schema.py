@@ -24,12 +24,13 @@ class Absent(Part):
 
 
 class Measured(Part):
-    """A metric's value over `rows` rows, with the 95% bootstrap interval."""
+    """A metric's value over `rows` rows, with the 95% bootstrap interval; both ends are null where there is none, as
+    of a p-value."""
 
     value: float
     rows: int = Field(ge=1)
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 Measurement = Measured | Absent
@@ -62,16 +63,20 @@ class DataUsed(Part):
 
 
 class TrainingDone(Part):
-    """What training did. `seconds` adds up over all attempts that this one goes on from; a resumed run
-    says from which step."""
+    """What training did. `seconds` adds up over all attempts that this one goes on from; a resumed run says from which
+    step. `delivered_step` is the step whose weights are delivered, `looks` what was seen along the way."""
 
     steps: int
+    planned_steps: int
+    delivered_step: int
+    stopped_early: bool
     resumed_from: int | Absent
     seconds: float
     seconds_to_first_step: float | Absent
     final_loss: float | Absent
     clip_fraction: float | Absent
     curve: list[dict[str, float]]
+    looks: list[dict[str, float]]
 
 
 class Environment(Part):
@@ -85,6 +90,24 @@ class Environment(Part):
     memory_bytes: int
     versions: dict[str, str]
     network: str
+
+
+class Evaluated(Part):
+    """What `lethe evaluate` measured of a model, and the verdict; nothing was changed."""
+
+    version: Literal["1"] = VERSION
+    spec: dict[str, Any]
+    spec_digest: Sha256 | Absent
+    started_at: str
+    finished_at: str
+    model: Sha256 | Absent
+    before_model: Sha256 | Absent
+    sets: dict[str, DataUsed]
+    before: dict[str, Measurement]
+    after: dict[str, Measurement]
+    verdict: Verdict
+    environment: Environment
+    limitations: list[str]
 
 
 class Report(Part):
@@ -101,6 +124,7 @@ class Report(Part):
     output_files: dict[str, Sha256]
     forget: DataUsed
     retain: DataUsed | Absent
+    beside: dict[str, DataUsed]
     before: dict[str, Measurement]
     after: dict[str, Measurement]
     training: TrainingDone

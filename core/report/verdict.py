@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from core.report.schema import Absent, GateResult, Measured, Measurement, Verdict
-from core.spec.evaluation import Gate, gate_dict
-from core.spec.metrics import METRICS
+from core.spec.gates import Gate, gate_dict
+from core.spec.metrics import info
 
 NONE_ABOUT_FORGETTING = "No gate speaks of forgetting, so nothing here says whether the forget set was forgotten."
 
@@ -31,16 +31,21 @@ def judge(gates: Sequence[Gate], before: Mapping[str, Measurement], after: Mappi
 def speaks_of_forgetting(gate: Gate) -> bool:
     """Whether the gate can only hold for a model that forgot something.
 
-    It must be on the forget set, bound the metric from the side on which remembering lies, and ask for more than the
-    metric's range, or for a ratio the untouched model, grants anyway. `forget.probability >= 0.1` asks for an answer
-    that is still fluent: a fair wish, but not one about forgetting.
+    Its metric must be about what is to be forgotten, bounded from the side on which remembering lies, and the bound ask
+    for more than the metric's range, or for a ratio the untouched model, grants anyway. `forget.probability >= 0.1`
+    asks for an answer that is still fluent: a fair wish, but not one about forgetting.
     """
-    metric = METRICS[gate.metric]
-    if metric.set != "forget":
+    metric = info(gate.metric)
+    if metric.about != "forgetting":
         return False
     if metric.better == "lower":
+        if gate.relative_to == "holdout":
+            # Nothing bounds what a model that remembers may be above text that it has never seen.
+            return gate.at_most is not None
         granted = 1.0 if gate.relative_to else metric.highest
         return gate.at_most is not None and (granted is None or gate.at_most < granted)
+    if gate.relative_to == "holdout":
+        return gate.at_least is not None
     granted = 1.0 if gate.relative_to else metric.lowest
     return gate.at_least is not None and gate.at_least > granted
 
@@ -48,46 +53,73 @@ def speaks_of_forgetting(gate: Gate) -> bool:
 def apply(gate: Gate, before: Mapping[str, Measurement], after: Mapping[str, Measurement]) -> GateResult:
     """One gate's result; `unmeasured` where a value is absent or the interval lies on both sides of the bound."""
     name = gate.describe()
-    measured = _measured(gate, before.get(gate.metric), after.get(gate.metric))
+    measured = _measured(gate, before, after)
     if isinstance(measured, Absent):
         reason = f"{name} could not be measured: {measured.absent}."
         return GateResult(gate=gate_dict(gate), outcome="unmeasured", observed=measured, reason=reason)
-    value, low, high = measured
-    seen = f"{value:.6g} [{low:.6g}, {high:.6g}]" if gate.interval else f"{value:.6g}"
+    value, ends = measured
+    if gate.interval and ends is None:
+        absent = Absent(absent=f"{value:.6g} has no interval")
+        reason = f"{name} is not settled: {value:.6g} has no interval, which the gate asks for."
+        return GateResult(gate=gate_dict(gate), outcome="unmeasured", observed=absent, reason=reason)
+    points = (value, *(ends or ())) if gate.interval else (value,)
+    seen = f"{value:.6g} [{points[1]:.6g}, {points[2]:.6g}]" if gate.interval else f"{value:.6g}"
     # A bootstrap interval may miss its own value; the gate asks for both.
-    beyond = [_beyond(gate, point) for point in ((value, low, high) if gate.interval else (value,))]
+    past = [beyond(gate, point) for point in points]
     outcome: Literal["held", "failed", "unmeasured"]
-    if max(beyond) <= 0:
+    if max(past) <= 0:
         outcome, reason = "held", f"{name} holds: {seen}."
-    elif min(beyond) > 0:
-        outcome, reason = "failed", f"{name} fails by {beyond[0]:.6g}: {seen}."
+    elif min(past) > 0 and not _around(gate, points):
+        outcome, reason = "failed", f"{name} fails by {past[0]:.6g}: {seen}."
     else:
         outcome, reason = "unmeasured", f"{name} is not settled: {seen} lies on both sides of the bound."
     return GateResult(gate=gate_dict(gate), outcome=outcome, observed=value, reason=reason)
 
 
-def _beyond(gate: Gate, point: float) -> float:
-    """How far `point` lies on the wrong side of the gate's bound; negative on the right side."""
-    if gate.at_most is not None:
-        return point - gate.at_most
-    assert gate.at_least is not None
-    return gate.at_least - point
+def beyond(gate: Gate, point: float) -> float:
+    """How far `point` lies on the wrong side of the gate's nearer bound; negative on the right side."""
+    above = -math.inf if gate.at_most is None else point - gate.at_most
+    below = -math.inf if gate.at_least is None else gate.at_least - point
+    return max(above, below)
 
 
-def _measured(gate: Gate, before: Measurement | None, after: Measurement | None) -> tuple[float, float, float] | Absent:
-    """Value, low and high of what the gate bounds: the metric after, or its ratio to the value before."""
-    if not isinstance(after, Measured):
-        return Absent(absent=_why("after", after))
+def _around(gate: Gate, points: Sequence[float]) -> bool:
+    """Whether the points lie beyond both bounds: an interval that holds the whole range settles nothing."""
+    if gate.at_most is None or gate.at_least is None:
+        return False
+    return min(points) < gate.at_least and max(points) > gate.at_most
+
+
+def observed(gate: Gate, before: Mapping[str, Measurement], after: Mapping[str, Measurement]) -> float | None:
+    """What the gate bounds, without its interval; None where it could not be measured."""
+    found = _measured(gate, before, after)
+    return None if isinstance(found, Absent) else found[0]
+
+
+Point = tuple[float, tuple[float, float] | None]
+
+
+def _measured(gate: Gate, before: Mapping[str, Measurement], after: Mapping[str, Measurement]) -> Point | Absent:
+    """Value and interval of what the gate bounds: the metric after, or its ratio to another value."""
+    found = after.get(gate.metric)
+    if not isinstance(found, Measured):
+        return Absent(absent=_why("after", found))
+    ends = None if found.low is None or found.high is None else (found.low, found.high)
     if gate.relative_to is None:
-        return after.value, after.low, after.high
-    if not isinstance(before, Measured):
-        return Absent(absent=_why("before", before))
-    if before.value <= 0:
-        return Absent(absent=f"the value before is {before.value:g}, and there is no ratio to that")
-    value, low, high = (point / before.value for point in (after.value, after.low, after.high))
-    if not all(map(math.isfinite, (value, low, high))):
-        return Absent(absent=f"the value before is {before.value:g}, too small to divide by")
-    return value, low, high
+        return found.value, ends
+    if gate.relative_to == "before":
+        other, when = before.get(gate.metric), "before"
+    else:
+        other, when = after.get(gate.on_holdout or ""), "on holdout after"
+    if not isinstance(other, Measured):
+        return Absent(absent=_why(when, other))
+    of = "the value before" if when == "before" else "the value on holdout"
+    if other.value <= 0:
+        return Absent(absent=f"{of} is {other.value:g}, and there is no ratio to that")
+    ratio = [point / other.value for point in (found.value, *(ends or ()))]
+    if not all(map(math.isfinite, ratio)):
+        return Absent(absent=f"{of} is {other.value:g}, too small to divide by")
+    return ratio[0], (ratio[1], ratio[2]) if ends else None
 
 
 def _why(when: str, measurement: Absent | None) -> str:

@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from core.spec.attacks import ATTACKS
 from core.spec.base import Spec
-from core.spec.evaluation import Gate
+from core.spec.gates import Gate
 from core.spec.methods import ALIASES, FORGET_TERMS
 from core.spec.metrics import METRICS, MetricInfo
 from core.spec.optimizers import OPTIMIZERS
 from core.spec.presets import PRESETS, Preset
+from core.spec.profiles import PROFILES
 from core.spec.retain import RETAIN_TERMS
 from core.spec.sources import SOURCES
 
@@ -35,7 +37,8 @@ def catalogue() -> dict[str, Any]:
 
     An entry has `name`, `summary`, `citation` (or null) and `fields`. A field has `type`, `required` or `default`,
     `limits` in JSON Schema's words, and where they exist `nullable`, `allowed`, `items` and `description`. A metric has
-    no fields, but `title`, `set`, the `limits` of its values and which way is `better`.
+    no fields, but `title`, what it is `about`, the `sets` of the data and the fields of `evaluation` that it `needs`,
+    the `limits` of its values and which way is `better`. A profile has `name`, `title`, `gates` and `attacks`.
     A preset has `name`, `source`, `note` and, as `fields`, the part of a request that it stands for.
     """
     return copy.deepcopy(_built())
@@ -53,6 +56,11 @@ def _built() -> dict[str, Any]:
         "sources": _entries(SOURCES),
         "metrics": [_metric(name, metric) for name, metric in METRICS.items()],
         "gates": [_entry("gate", Gate)],
+        "attacks": _entries(ATTACKS),
+        "profiles": [
+            {"name": name, "title": p.title, "gates": list(p.gates), "attacks": list(p.attacks)}
+            for name, p in PROFILES.items()
+        ],
         "presets": [_preset(preset) for preset in PRESETS.values()],
     }
 
@@ -82,7 +90,9 @@ def _metric(name: str, metric: MetricInfo) -> dict[str, Any]:
         "title": metric.title,
         "summary": metric.meaning,
         "citation": metric.citation or None,
-        "set": metric.set,
+        "about": metric.about,
+        "sets": list(metric.sets),
+        "needs": list(metric.needs),
         "better": metric.better,
         "limits": limits,
         "fields": {},

@@ -9,13 +9,17 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from core.errors import Problem, SpecError
+from core.report.verdict import speaks_of_forgetting
+from core.spec.attacks import ATTACKS
 from core.spec.base import FILE_PATH, Spec, conflict, nearest, sendable, shown
-from core.spec.evaluation import Evaluation, Gates
+from core.spec.evaluation import TASK, Evaluation
+from core.spec.gates import Gate, Gates
 from core.spec.methods import ALIASES, FORGET_TERMS, Method
-from core.spec.metrics import METRICS
+from core.spec.metrics import info
 from core.spec.models import MODEL_ID, LocalModel, ModelReference, RegisteredModel
 from core.spec.optimizers import OPTIMIZERS, AdamW, Optimizer
 from core.spec.presets import expand
+from core.spec.profiles import from_profile, with_profile
 from core.spec.retain import RETAIN_TERMS, SCHEDULES
 from core.spec.sources import COLUMN, HUB_ID, NAME, SOURCES, SPLIT, UPLOAD_ID, Data
 from core.spec.training import Training
@@ -32,6 +36,9 @@ class JobSpec(Spec):
     optimizer: Optimizer = AdamW()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    profile: Literal["erasure", "copyright", "harm"] | None = Field(
+        None, description="default gates and attacks for what the request is about; own gates go before them"
+    )
     gates: Gates = Field(default_factory=list, max_length=100)
     seed: int = Field(0, ge=0, lt=2**31)
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; part of what makes a run repeatable")
@@ -48,14 +55,36 @@ class JobSpec(Spec):
         if retain != "none":
             said = f"This field is required by the retain term '{retain}'. Give a retain set, or use retain 'none'."
             raise conflict("data.retain", None, said)
-        for i, gate in enumerate(self.gates):
-            if METRICS[gate.metric].set == "retain":
-                said = f"data.retain is required by the gate on '{gate.metric}'."
-                raise conflict(f"gates.{i}.metric", gate.metric, said)
         on = getattr(self.optimizer, "curvature_on", "forget")
         if on != "forget" and method not in _TRAINING_NOTHING:
             said = f"data.retain is required by optimizer.curvature_on '{on}'. Allowed without it: forget."
             raise conflict("optimizer.curvature_on", on, said)
+        return self
+
+    @model_validator(mode="after")
+    def _gates_can_be_measured(self) -> "JobSpec":
+        given = {*self.data.sources(), *(("retain",) if self.data.has_retain else ())}
+        of_profile = [Gate.model_validate(gate) for gate in from_profile(self.profile)]
+        for i, gate in enumerate(self.gates):
+            if gate not in of_profile and (lacking := _lacking(self, gate, given)):
+                said = f"{lacking} is required by the gate on '{gate.metric}'."
+                raise conflict(f"gates.{i}.metric", gate.metric, said)
+        return self
+
+    @model_validator(mode="after")
+    def _stops_for_something(self) -> "JobSpec":
+        if self.training.stop_when is None:
+            return self
+        if self.method.name in _NO_STEPS:
+            said = f"The method '{self.method.name}' takes no steps to stop. Allowed: null."
+            raise conflict("training.stop_when", self.training.stop_when.model_dump(mode="json"), said)
+        if not any(info(gate.metric).watched and speaks_of_forgetting(gate) for gate in self.gates):
+            said = (
+                "training.stop_when needs a gate on forgetting that can be looked at along the way, without generating "
+                "a text: forget.probability, forget.truth_ratio, forget.exact_memorization, forget.extraction_strength "
+                "or membership by loss, zlib, min_k or min_k_plus_plus."
+            )
+            raise conflict("training.stop_when", self.training.stop_when.model_dump(mode="json"), said)
         return self
 
     @model_validator(mode="after")
@@ -96,6 +125,29 @@ class JobSpec(Spec):
         return digest_of(self.model_dump(mode="json"))
 
 
+def _lacking(spec: JobSpec, gate: Gate, given: set[str]) -> str | None:
+    """The field without which the gate's metric cannot be measured; None where all are there."""
+    for name in gate.sets:
+        if name not in given:
+            return f"data.{name}"
+    evaluation, of = spec.evaluation, gate.metric.split(".")
+    for need in info(gate.metric).needs:
+        if need == "attacks":
+            if of[0] not in [attack.label for attack in evaluation.attacks]:
+                return f"The attack '{of[0]}' in evaluation.attacks"
+        elif need == "lm_eval":
+            task = gate.metric.removeprefix("lm_eval.").rpartition(".")[0]
+            if evaluation.lm_eval is None or task not in evaluation.lm_eval.tasks:
+                return f"The task '{task}' in evaluation.lm_eval.tasks"
+        elif need != "membership" and getattr(evaluation, need) is None:
+            return f"evaluation.{need}"
+    if of[0] == "membership":
+        score = "min_k" if of[1].startswith("min_k_") and of[1] != "min_k_plus_plus" else of[1]
+        if score not in evaluation.membership:
+            return f"'{score}' in evaluation.membership"
+    return None
+
+
 def digest_of(resolved: Mapping[str, Any]) -> str:
     """`JobSpec.digest` of a spec that was resolved elsewhere, perhaps by a Lethe that knows other fields."""
     canonical = json.dumps(resolved, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -107,7 +159,7 @@ def parse(data: Any) -> JobSpec:
 
     Raises SpecError with every problem found: the field, its value, and what is allowed.
     """
-    return validated(JobSpec, expand(data))
+    return validated(JobSpec, with_profile(expand(data)))
 
 
 def validated(kind: type[Request], data: Any) -> Request:
@@ -122,13 +174,14 @@ def _problem(error: ErrorDetails) -> Problem:
     context = error.get("ctx", {})
     kind, value, message = error["type"], error["input"], error["msg"]
     # A discriminated union puts its tag into the location; a requester knows fields, not tags. A field that nobody
-    # knows may have a tag's name.
-    last = len(error["loc"]) - 1 if kind == "unknown_field" else None
-    path = [str(part) for i, part in enumerate(error["loc"]) if part not in _TAGS or i == last]
+    # knows may have a tag's name, and so may a set.
+    loc = error["loc"]
+    last = len(loc) - 1 if kind == "unknown_field" else None
+    path = [str(p) for i, p in enumerate(loc) if p not in _TAGS or i == last or loc[i - 1 : i] == ("data",)]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = context["discriminator"].strip("'")
         allowed = context.get("expected_tags")
-        every = _CHOICES["source" if tag == "source" else path[-1]]
+        every = _CHOICES["source" if tag == "source" else next(part for part in reversed(path) if not part.isdecimal())]
         choices = [name for name in every if allowed is None or name in ALIASES or f"'{name}'" in allowed]
         path.append(tag)
         value = value.get(tag) if isinstance(value, dict) else value
@@ -155,26 +208,29 @@ WANTED = {
     HUB_ID: "an id such as locuslab/TOFU",
     SPLIT: "the name of a split, such as forget01: at most 64 of a-z, 0-9 and _",
     NAME: "a name such as wikitext-2-raw-v1: at most 96 letters, digits, _, - and ., not beginning with - or .",
+    TASK: "the name of a task of lm-evaluation-harness, such as arc_easy",
     COLUMN: "the name of a column: 1 to 200 characters",
 }
 
 # They take no optimizer step at all; these want every weight in one piece.
 _TRAINING_NOTHING = ("guard", "origin")
+_NO_STEPS = (*_TRAINING_NOTHING, "task_vector", "influence")
 _WHOLE_OPTIMIZERS = {
     "sophia_h": "its curvature needs second derivatives",
     "adamw_8bit": "its state in eight bits is of whole tensors",
 }
 _WHOLE_METHODS = {"task_vector", "influence", "retrain"}
 
-_TAGS = {*FORGET_TERMS, *RETAIN_TERMS, *SCHEDULES, *OPTIMIZERS, *SOURCES, "registered_model", "local_model"}
+_TAGS = {*FORGET_TERMS, *RETAIN_TERMS, *ATTACKS, *SCHEDULES, *OPTIMIZERS, *SOURCES, "registered_model", "local_model"}
 _CHOICES: dict[str, Iterable[str]] = {
     "method": [*FORGET_TERMS, *ALIASES],
     "retain": RETAIN_TERMS,
     "schedule": SCHEDULES,
     "optimizer": OPTIMIZERS,
     "source": SOURCES,
+    "attacks": ATTACKS,
 }
 _WANTS_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
-_SAYS_ENOUGH = {"unknown_field", "unknown_metric", "gate_sides"}
+_SAYS_ENOUGH = {"unknown_field", "unknown_metric", "gate_sides", "gate_relative"}
 
 __all__ = ["JobSpec", "LocalModel", "ModelReference", "RegisteredModel", "digest_of", "parse"]

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from core.spec.base import FilePath, Spec, conflict
 from core.spec.layouts import Places
+from core.spec.metrics import SETS
 
 Rows = Annotated[int | None, Field(ge=1, description="use only the first so many rows; absent: all")]
 _COMMIT = "0123456789abcdef"
@@ -175,6 +176,13 @@ class Text(_Plain):
     column: str = Field("text", pattern=COLUMN, description="the column that holds the text")
 
 
+class ToxicPrompts(_Plain):
+    """RealToxicityPrompts (`allenai/real-toxicity-prompts`): beginnings of sentences, and how they went on."""
+
+    citation: ClassVar[str] = "arXiv:2009.11462"
+    source: Literal["toxic_prompts"] = "toxic_prompts"
+
+
 class Copyright(_Plain):
     """Passages as `{prompt, response}`: the beginning of a protected text and how it goes on."""
 
@@ -192,9 +200,13 @@ SOURCES: dict[str, type[Spec]] = {
     "pku_saferlhf": SafeRlhf,
     "text": Text,
     "copyright": Copyright,
+    "toxic_prompts": ToxicPrompts,
 }
 
-Source = Annotated[Upload | JsonLines | Tofu | Muse | Wmdp | SafeRlhf | Text | Copyright, Field(discriminator="source")]
+Source = Annotated[
+    Upload | JsonLines | Tofu | Muse | Wmdp | SafeRlhf | Text | Copyright | ToxicPrompts,
+    Field(discriminator="source"),
+]
 
 PromptFormat = Literal["plain", "soul", "llama2", "chat"]
 
@@ -204,6 +216,19 @@ class Data(Spec):
 
     forget: Source
     retain: Source | None = Field(None, description="what must stay; needed by every retain term and utility gate")
+    holdout: Source | None = Field(
+        None, description="rows like those to forget that the model has never seen; needed by every membership gate"
+    )
+    real_authors: Source | None = Field(None, description="TOFU's real authors, for its model utility")
+    world_facts: Source | None = Field(None, description="TOFU's world facts, for its model utility")
+    verbatim: Source | None = Field(None, description="MUSE's verbmem, the texts to forget")
+    knowledge: Source | None = Field(None, description="MUSE's knowmem, questions on what to forget")
+    retain_knowledge: Source | None = Field(None, description="MUSE's knowmem, questions on what to keep")
+    seen: Source | None = Field(None, description="passages that the model was trained on, to be continued")
+    unseen: Source | None = Field(None, description="passages that it was not trained on, to be continued")
+    text: Source | None = Field(None, description="plain text, for perplexity")
+    harm_prompts: Source | None = Field(None, description="prompts that ask for something unsafe")
+    toxic_prompts: Source | None = Field(None, description="beginnings that toxic text may follow")
     forget_ratio: float = Field(1.0, gt=0, le=1, description="share of the rows of `forget` to forget, drawn by `seed`")
     self_retain: bool = Field(False, description="the rows of `forget` that are not drawn are the retain set")
     seed: int = Field(0, ge=0, lt=2**31, description="of the draw; another than the run's, which only orders rows")
@@ -214,8 +239,10 @@ class Data(Spec):
 
     @model_validator(mode="after")
     def _two_sets(self) -> "Data":
-        if self.retain is not None and same_set(self.retain, self.forget):
-            raise conflict("retain", self.retain.model_dump(mode="json", exclude_none=True), SAME_SET)
+        for name in ("retain", "holdout"):
+            other = getattr(self, name)
+            if other is not None and same_set(other, self.forget):
+                raise conflict(name, other.model_dump(mode="json", exclude_none=True), SAME_SET.format(name))
         return self
 
     @model_validator(mode="after")
@@ -227,13 +254,18 @@ class Data(Spec):
             raise conflict("self_retain", True, said)
         return self
 
+    def sources(self) -> "dict[str, Source]":
+        """The sets that are given, by name, those to forget first."""
+        every = {name: getattr(self, name) for name in SETS}
+        return {name: source for name, source in every.items() if source is not None}
+
     @property
     def has_retain(self) -> bool:
         """Whether there is a retain set: one of its own, or the rest of the forget set."""
         return self.retain is not None or self.self_retain
 
 
-SAME_SET = "retain is the very set to forget. Give another one, or none."
+SAME_SET = "{} is the very set to forget. Give another one, or none."
 
 
 def same_set(one: Source, other: Source) -> bool:

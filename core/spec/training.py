@@ -34,6 +34,11 @@ def _each_once(layers: Sequence[int]) -> Sequence[int]:
     return layers
 
 
+def _gates(value: Any) -> Any:
+    """`"gates"` is short for `{}`."""
+    return {} if value == "gates" else value
+
+
 Targets = Annotated[
     Literal["all-linear"]
     | Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]], Field(min_length=1, max_length=1000)],
@@ -58,6 +63,27 @@ class LoraAdapter(Spec):
     )
     deliver: Literal["merged", "adapter"] = Field(
         "merged", description="a complete model, or the adapters alone (adapter_model.safetensors, adapter_config.json)"
+    )
+
+
+class StopWhen(Spec):
+    """Stop once the request's gates hold on a subset, and deliver the best look instead of the last step.
+
+    The gates are those that need no generated text. A look is inside the utility budget where every such gate that
+    speaks of utility holds on it; of those the one with the most forgetting is delivered, the last among equals.
+    """
+
+    rows: int = Field(32, ge=1, le=10_000, description="rows of each set looked at, drawn by the seed")
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="optimizer steps between looks; absent: as often as a tenth of the training's own cost allows",
+    )
+    budget: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="where no gate speaks of utility: the share of retain.probability that must stay",
     )
 
 
@@ -98,6 +124,9 @@ class Training(Spec):
         "ddp", description="with several processes: ddp: each holds the whole model; fsdp: a part of it"
     )
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; absent: every two minutes")
+    stop_when: Annotated[StopWhen, BeforeValidator(_gates)] | None = Field(
+        None, description="stop as soon as the gates hold on a subset; `gates` is short for the defaults"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "Training":

@@ -93,6 +93,16 @@ def test_run_becomes_the_engine_even_beside_a_folder_named_core(tmp_path: Path) 
     assert lethe("run", "nothing.json").returncode == 2
 
 
+def test_series_becomes_the_engines_command(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"series": "scale", "data": {"forget": []}}))
+    ended = lethe("series", str(spec), "--out", str(tmp_path / "out"))
+    assert ended.returncode == 2
+    error = json.loads(ended.stdout)
+    assert (error["event"], error["code"], error["param"]) == ("error", "invalid_spec", "series")
+    assert "Allowed: scalability, sustainability." in error["message"]
+
+
 @pytest.fixture
 def evidence(tmp_path: Path) -> Path:
     """A folder with a model, the signed report on it, and the public key."""
@@ -112,16 +122,21 @@ def evidence(tmp_path: Path) -> Path:
         output_files=files,
         forget=DataUsed(rows=1, answer_tokens=1, too_long=[], commitment=absent),
         retain=absent,
+        beside={},
         before={},
         after={},
         training=TrainingDone(
             steps=1,
+            planned_steps=1,
+            delivered_step=1,
+            stopped_early=False,
             resumed_from=absent,
             seconds=1,
             seconds_to_first_step=1,
             final_loss=1,
             clip_fraction=absent,
             curve=[],
+            looks=[],
         ),
         verdict=judge([], {}, {}),
         environment=Environment(

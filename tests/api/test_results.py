@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from api.store.artifacts import StoredFile
 from api.store.attempts import Claim, Note
 from api.store.blobs import Blobs
 from api.store.metrics import Measurement
+from api.store.records import ArtifactKind
 from api.store.session import Database
 from tests.api.parts import problem, request_for
 
@@ -46,7 +48,7 @@ def stored(blobs: Blobs, name: str, content: bytes, key: bytes | None = None) ->
     return StoredFile(name, blob.digest, blob.size, sealed=key is not None)
 
 
-def finish(database: Database, claim: Claim, blobs: Blobs) -> None:
+def finish(database: Database, claim: Claim, blobs: Blobs, more: Mapping[ArtifactKind, list[StoredFile]] = {}) -> None:
     with database.transaction() as session:
         attempts.finish(
             session,
@@ -58,6 +60,7 @@ def finish(database: Database, claim: Claim, blobs: Blobs) -> None:
                     stored(blobs, "model/config.json", b"{}"),
                     stored(blobs, "model/model.safetensors", WEIGHTS),
                 ],
+                **more,
             },
             sign=lambda _: stored(blobs, "report.dsse.json", ENVELOPE),
         )
@@ -86,6 +89,7 @@ def test_a_failure_is_told(client: TestClient, database: Database, claim: Claim)
 def test_metrics_before_after_and_on_the_way(client: TestClient, database: Database, claim: Claim) -> None:
     measured = {"value": 0.9, "rows": 4, "low": 0.8, "high": 1.0}
     absent = {"absent": "no row has it"}
+    without_interval = {"value": 0.6, "rows": 4, "low": None, "high": None}
     with database.transaction() as session:
         attempts.record(
             session,
@@ -94,7 +98,13 @@ def test_metrics_before_after_and_on_the_way(client: TestClient, database: Datab
             measurements=[
                 Measurement("before", 0, {"forget.probability": measured, "forget.truth_ratio": absent}),
                 Measurement(
-                    "after", 0, {"forget.probability": {**measured, "value": 0.1}, "forget.truth_ratio": absent}
+                    "after",
+                    0,
+                    {
+                        "forget.probability": {**measured, "value": 0.1},
+                        "forget.truth_ratio": absent,
+                        "tofu.forget_quality": without_interval,
+                    },
                 ),
                 *(Measurement("step", step, {"loss": step / 10}) for step in range(1, 6)),
                 Measurement("watch", 3, {"forget.probability": 0.4}),
@@ -103,6 +113,7 @@ def test_metrics_before_after_and_on_the_way(client: TestClient, database: Datab
     path = f"/jobs/{claim.job_id}/metrics"
     seen = client.get(path).json()
     assert seen["before"] == {"forget.probability": measured, "forget.truth_ratio": absent}
+    assert seen["after"]["tofu.forget_quality"] == without_interval
     assert seen["deltas"] == {"forget.probability": pytest.approx(-0.8)}
     assert seen["watch"] == [{"step": 3, "values": {"forget.probability": 0.4}}]
     assert [point["values"]["loss"] for point in seen["curve"]] == [0.1, 0.2, 0.3, 0.4, 0.5]
@@ -172,6 +183,33 @@ def test_files_come_as_they_were_with_their_digest(
     blobs.delete([listed["model/config.json"]["sha256"]])
     problem(client.get(f"{path}/model/config.json"), 500, "artifact_missing")
     assert "'error': 'BlobMissing'" in caplog.text
+
+
+def test_plots_come_as_images_that_can_do_nothing_and_scores_of_rows_not_at_all(
+    client: TestClient, database: Database, claim: Claim, blobs: Blobs
+) -> None:
+    drawn = b'<svg xmlns="http://www.w3.org/2000/svg"><style>*{fill:none}</style></svg>'
+    rows = "rows/after-forget.parquet"
+    more: dict[ArtifactKind, list[StoredFile]] = {
+        "plot": [stored(blobs, "plots/scores.svg", drawn)],
+        "rows": [stored(blobs, rows, b"scores", claim.key)],
+    }
+    finish(database, claim, blobs, more)
+    path = f"/jobs/{claim.job_id}/artifacts"
+    listed = {file["name"]: (file["kind"], file["sealed"]) for file in client.get(path).json()["data"]}
+    assert listed["plots/scores.svg"] == ("plot", False)
+    assert [(name, kind) for name, (kind, sealed) in listed.items() if sealed] == [(rows, "rows")]
+    plot = client.get(f"{path}/plots/scores.svg")
+    assert (plot.content, plot.headers["content-type"]) == (drawn, "image/svg+xml")
+    assert plot.headers["x-content-type-options"] == "nosniff"
+    policy = dict(part.strip().partition(" ")[::2] for part in plot.headers["content-security-policy"].split(";"))
+    # No script, nothing fetched, and an origin of its own: a drawing is a document where it is opened by itself.
+    assert policy["default-src"] == "'none'"
+    assert policy["sandbox"] == ""
+    assert "script-src" not in policy
+    body = problem(client.get(f"{path}/{rows}"), 409, "sealed")
+    assert "kept encrypted" in body["detail"]
+    assert client.get(f"{path}/model/config.json").headers["content-type"] == "application/octet-stream"
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,19 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from core.spec.attacks import ATTACKS
 from core.spec.base import Spec
 from core.spec.catalogue import catalogue
-from core.spec.evaluation import Gate
+from core.spec.evaluation import Evaluation
+from core.spec.gates import Gate
 from core.spec.job import parse
 from core.spec.methods import ALIASES, FORGET_TERMS
-from core.spec.metrics import METRICS
+from core.spec.metrics import LM_EVAL_NAME, METRICS, SETS
 from core.spec.optimizers import OPTIMIZERS
 from core.spec.presets import PRESETS
+from core.spec.profiles import PROFILES
 from core.spec.retain import RETAIN_TERMS
-from core.spec.sources import SOURCES
+from core.spec.sources import SOURCES, Data
 
 CATALOGUE = catalogue()
 SPECS: dict[str, dict[str, type[Spec]]] = {
@@ -24,6 +27,7 @@ SPECS: dict[str, dict[str, type[Spec]]] = {
     "optimizers": dict(OPTIMIZERS),
     "sources": dict(SOURCES),
     "gates": {"gate": Gate},
+    "attacks": dict(ATTACKS),
 }
 ENTRIES = [
     (table, entry)
@@ -31,7 +35,7 @@ ENTRIES = [
     if table in SPECS
     for entry in entries
 ]
-# The two bounds of a gate exclude each other, and so do the two places of a set: neither can be tried alone.
+# A gate needs one of its two bounds, and the two places of a set exclude each other: none of them can be tried alone.
 FIELDS = [
     (table, entry["name"], name, field)
     for table, entry in ENTRIES
@@ -41,7 +45,7 @@ FIELDS = [
 NEEDED = {"path": "folder", "split": "forget01", "dataset": "ds_0123456789", "metric": "forget.rouge_l", "at_most": 0.3}
 NEEDED_BY: dict[str, dict[str, Any]] = {
     "wmdp": {"config": "wmdp-bio"},
-    **{name: {"split": "train"} for name in ("pku_saferlhf", "text", "copyright")},
+    **{name: {"split": "train"} for name in ("pku_saferlhf", "text", "copyright", "toxic_prompts")},
     "retrain": {"base": "folder"},
 }
 
@@ -62,6 +66,7 @@ def test_nothing_is_left_out() -> None:
         assert set(entry["fields"]) == set(SPECS[table][entry["name"]].model_fields) - tag
         assert entry["summary"].endswith(".")
     assert [metric["name"] for metric in CATALOGUE["metrics"]] == list(METRICS)
+    assert [profile["name"] for profile in CATALOGUE["profiles"]] == list(PROFILES)
     assert CATALOGUE["methods"]["aliases"] == ALIASES
     assert {preset["name"]: preset["fields"] for preset in CATALOGUE["presets"]} == {
         name: preset.fields for name, preset in PRESETS.items()
@@ -87,7 +92,8 @@ def tries(told: dict[str, Any]) -> list[tuple[Any, bool]]:
     """Values at the edge of what the catalogue tells, and just beyond it."""
     limits, step = told["limits"], 1 if told["type"] == "integer" else 1e-9
     found: list[tuple[Any, bool]] = [("no such thing", False)] if told.get("allowed") else []
-    found += [(value, True) for value in told.get("allowed", [])]
+    # Of a task's own metrics there is no list, only how their names look.
+    found += [("lm_eval.arc_easy.acc" if value == LM_EVAL_NAME else value, True) for value in told.get("allowed", [])]
     if "minimum" in limits:
         found += [(limits["minimum"], True), (limits["minimum"] - step, False)]
     if "maximum" in limits:
@@ -126,6 +132,20 @@ def test_known_entries() -> None:
     (perplexity,) = (metric for metric in CATALOGUE["metrics"] if metric["name"] == "retain.perplexity")
     assert perplexity["limits"] == {"minimum": 1.0}
     assert perplexity["better"] == "lower"
+    assert (perplexity["about"], perplexity["sets"], perplexity["needs"]) == ("utility", ["retain"], [])
+    (privleak,) = (metric for metric in CATALOGUE["metrics"] if metric["name"] == "muse.privleak")
+    assert privleak["limits"] == {"minimum": -100.0}
+    assert (privleak["about"], privleak["better"]) == ("forgetting", "higher")
+    assert (privleak["sets"], privleak["needs"]) == (["forget", "holdout"], ["retrained"])
+    assert CATALOGUE["profiles"][1]["name"] == "copyright"
+    assert {"metric": "forget.rouge_l", "at_most": 0.3} in CATALOGUE["profiles"][1]["gates"]
+
+
+def test_what_a_metric_is_measured_on_and_needs_are_fields_of_a_request() -> None:
+    for metric in CATALOGUE["metrics"]:
+        assert set(metric["sets"]) <= set(SETS) & set(Data.model_fields), metric
+        assert set(metric["needs"]) <= set(Evaluation.model_fields), metric
+        assert metric["sets"] or metric["needs"], metric
 
 
 def test_every_method_and_alias_in_it_can_be_asked_for() -> None:

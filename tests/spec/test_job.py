@@ -22,7 +22,9 @@ GOOD: dict[str, Any] = {
     "gates": [{"metric": "forget.rouge_l", "at_most": 0.3}],
 }
 TERMS = f"Allowed: {', '.join(sorted([*FORGET_TERMS, *ALIASES]))}."
-FIELDS = "Allowed: data, evaluation, gates, method, model, optimizer, reason, reference, seed, threads, training."
+FIELDS = (
+    "Allowed: data, evaluation, gates, method, model, optimizer, profile, reason, reference, seed, threads, training."
+)
 
 
 def problems(spec: Any) -> list[tuple[str, Any, str]]:
@@ -49,13 +51,13 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
             {"data": {"forget": {}}},
             "data.forget.source",
             None,
-            "required. Allowed: copyright, jsonl, muse, pku_saferlhf, text, tofu, upload, wmdp.",
+            "required. Allowed: copyright, jsonl, muse, pku_saferlhf, text, tofu, toxic_prompts, upload, wmdp.",
         ),
         (
             {"data": {"forget": {"source": "hub"}}},
             "data.forget.source",
             "hub",
-            'Unknown source "hub". Allowed: copyright, jsonl, muse, pku_saferlhf, text, tofu, upload, wmdp.',
+            '"hub". Allowed: copyright, jsonl, muse, pku_saferlhf, text, tofu, toxic_prompts, upload, wmdp.',
         ),
         (
             {"data": {"forget": {"source": "tofu", "path": "p", "split": "../x"}, "retain": RETAIN}},
@@ -109,18 +111,23 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
         ({"gates": {}}, "gates", {}, "list"),
         ({"gates": [7]}, "gates.0", 7, "JSON object"),
         ({"gates": GOOD["gates"] * 101}, "gates", GOOD["gates"] * 101, "at most 100 items"),
-        ({"gates": [{"metric": "forget.rouge_l"}]}, "gates.0", {"metric": "forget.rouge_l"}, "exactly one"),
+        (
+            {"gates": [{"metric": "forget.rouge_l"}]},
+            "gates.0",
+            {"metric": "forget.rouge_l"},
+            "at_most, at_least or both",
+        ),
         (
             {"gates": [*GOOD["gates"], {"metric": "forget.rogue_l", "at_most": 1}]},
             "gates.1.metric",
             "forget.rogue_l",
-            "Did you mean 'forget.rouge_l'? Allowed: forget.exact_memorization,",
+            "Did you mean 'forget.rouge_l'? Allowed: few_shot.exact_memorization,",
         ),
         (
             {"gates": [{"metric": "forget.rouge_l", "at_most": 1, "relative_to": "after"}]},
             "gates.0.relative_to",
             "after",
-            "'before'",
+            "'before' or 'holdout'",
         ),
         ({"seed": -1}, "seed", -1, "greater than or equal to 0"),
         ({"seed": 2**31}, "seed", 2**31, "less than 2147483648"),
@@ -139,6 +146,31 @@ def problems(spec: Any) -> list[tuple[str, Any, str]]:
             "Give either it or retain.",
         ),
         ({"data": {"forget": FORGET, "retain": FORGET | {"rows": 1}}}, "data.retain", FORGET | {"rows": 1}, "very set"),
+        (
+            {"data": {"forget": FORGET, "retain": RETAIN, "holdout": FORGET}},
+            "data.holdout",
+            FORGET,
+            "holdout is the very set to forget. Give another one, or none.",
+        ),
+        # A set and a source may have one name.
+        (
+            {"data": {"forget": FORGET, "retain": RETAIN, "text": {"source": "text", "path": "p", "split": "/"}}},
+            "data.text.split",
+            "/",
+            "a name such as wikitext-2-raw-v1",
+        ),
+        (
+            {"data": {"forget": FORGET, "retain": RETAIN, "toxic_prompts": {"source": "toxic_prompts"}}},
+            "data.toxic_prompts.path",
+            None,
+            "Give exactly one of path",
+        ),
+        (
+            {"data": {"forget": FORGET, "retain": RETAIN, "text": {"source": "x"}}},
+            "data.text.source",
+            "x",
+            "Unknown so",
+        ),
         (
             {"data": {"forget": {"source": "tofu", "split": "x", "hub": "a/b"}, "retain": RETAIN}},
             "data.forget.revision",
@@ -293,6 +325,11 @@ def test_digest_is_the_same_in_another_process() -> None:
         {"optimizer": {"name": "sophia_g", "every": 11}},
         {"training": {"batch_size": 5}},
         {"training": {"max_grad_norm": None}},
+        {"data": {"forget": FORGET, "retain": RETAIN, "holdout": {"source": "jsonl", "path": "holdout.jsonl"}}},
+        {"evaluation": {"attacks": ["relearn"]}},
+        {"evaluation": {"membership": []}},
+        {"profile": "copyright"},
+        {"gates": [{"metric": "forget.rouge_l", "at_most": 0.3, "at_least": 0}]},
         {"evaluation": {"bootstrap": 999}},
         {"gates": []},
         {"gates": [{"metric": "forget.rouge_l", "at_most": 0.31}]},
@@ -330,6 +367,8 @@ PATHS = [
     ("data", "forget", "source"),
     ("data", "forget", "rows"),
     ("data", "retain"),
+    ("data", "text"),
+    ("data", "toxic_prompts"),
     ("method",),
     ("method", "name"),
     ("method", "retain"),
@@ -338,7 +377,14 @@ PATHS = [
     ("optimizer", "betas"),
     ("training",),
     ("training", "steps"),
+    ("training", "stop_when"),
     ("evaluation",),
+    ("evaluation", "attacks"),
+    ("evaluation", "classifier"),
+    ("evaluation", "lm_eval"),
+    ("evaluation", "membership"),
+    ("evaluation", "retrained"),
+    ("profile",),
     ("gates",),
     ("gates", 0),
     ("gates", 0, "metric"),

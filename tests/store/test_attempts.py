@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api.store import artifacts, attempts, audit, checkpoints, events, jobs, life, metrics, sweep
+from api.store import artifacts, attempts, audit, checkpoints, datasets, events, jobs, life, metrics, models, sweep
 from api.store.artifacts import StoredFile
 from api.store.attempts import Claim, Note
 from api.store.metrics import Measurement
@@ -41,6 +41,46 @@ def test_one_of_many_wins_the_claim(database: Database, job_id: str, model: Mode
     assert (won.datasets[dataset.id].blob, won.key, won.checkpoint) == (dataset.blob, dataset.key, None)
     assert dataset.key.hex() not in repr(won)
     assert repr(dataset.key) not in repr(won)
+
+
+def test_a_claim_holds_every_model_and_upload_that_the_spec_names(
+    database: Database, key: ApiKey, model: Model, dataset: Dataset, take: Take
+) -> None:
+    def registered(path: str) -> str:
+        facts: dict[str, Any] = {"files": {}, "architecture": "LlamaForCausalLM", "key_id": key.id}
+        return models.register(session, path=path, digest="5" * 64, **facts)[0].id
+
+    def uploaded(secret: bytes) -> str:
+        facts: dict[str, Any] = {"rows": 1, "size": 1, "warnings": [], "key_id": key.id}
+        return datasets.register(session, blob="6" * 64, commitment="7" * 64, key=secret, **facts).id
+
+    with database.transaction() as session:
+        base, retrained, reference = (registered(path) for path in ("/base", "/retrained", "/reference"))
+        holdout, text = (uploaded(secret * 32) for secret in (b"h", b"t"))
+        sets = {"forget": dataset.id, "holdout": holdout, "text": text}
+        asked = {
+            "model": model.id,
+            "data": {name: {"source": "upload", "dataset": upload} for name, upload in sets.items()}
+            | {"retain": {"source": "jsonl", "path": "/retain"}},
+            "method": {"name": "retrain", "base": base},
+            "evaluation": {"retrained": retrained, "reference": reference},
+        }
+        job_id = jobs.create(session, parse(asked), key_id=key.id)[0].id
+    claim = take(job_id)
+    assert {name: found.path for name, found in claim.models.items()} == {
+        model.id: model.path,
+        base: "/base",
+        retrained: "/retrained",
+        reference: "/reference",
+    }
+    assert claim.model is claim.models[model.id]
+    assert {name: found.key for name, found in claim.datasets.items()} == {
+        dataset.id: dataset.key,
+        holdout: b"h" * 32,
+        text: b"t" * 32,
+    }
+    assert claim.key == dataset.key
+    assert "h" * 32 not in repr(claim)
 
 
 def test_a_job_whose_data_brings_no_key_gets_one(database: Database, key: ApiKey, take: Take) -> None:

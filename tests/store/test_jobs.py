@@ -10,6 +10,7 @@ from api.store.session import Database
 from api.store.tables import ApiKey, Dataset, Job, Model
 from core.errors import SpecError
 from core.spec.job import JobSpec, parse
+from core.spec.metrics import SETS
 from tests.parallel import at_once
 from tests.store.conftest import SECRET, spec_for
 
@@ -57,19 +58,24 @@ def test_an_idempotency_key_belongs_to_one_body_and_one_caller(database: Databas
 
 
 def test_unknown_references_are_all_named(database: Database, key: ApiKey) -> None:
+    sets = {name: {"source": "upload", "dataset": f"ds_{i:08}"} for i, name in enumerate(SETS)}
     asked = parse(
         {
             "model": "mdl_00000000",
-            "data": {
-                "forget": {"source": "upload", "dataset": "ds_00000000"},
-                "retain": {"source": "upload", "dataset": "ds_11111111"},
-            },
-            "method": "GA",
+            "data": sets,
+            "method": {"name": "retrain", "base": "mdl_11111111"},
+            "evaluation": {"retrained": "mdl_22222222", "reference": "mdl_33333333"},
         }
     )
     with pytest.raises(SpecError) as raised, database.transaction() as session:
         jobs.create(session, asked, key_id=key.id)
-    assert [p.param for p in raised.value.problems] == ["model.id", "data.forget.dataset", "data.retain.dataset"]
+    assert {p.param: p.value for p in raised.value.problems} == {
+        "model.id": "mdl_00000000",
+        "method.base.id": "mdl_11111111",
+        "evaluation.retrained.model.id": "mdl_22222222",
+        "evaluation.reference.id": "mdl_33333333",
+        **{f"data.{name}.dataset": source["dataset"] for name, source in sets.items()},
+    }
 
 
 def test_pages_are_complete_and_without_repetition(

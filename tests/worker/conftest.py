@@ -14,13 +14,19 @@ LEASE = 1.5
 
 
 @pytest.fixture
-def claim(database: Database) -> Claim:
-    """A job that this test runs, for a lease of 1.5 s."""
+def job_id(database: Database) -> str:
+    """A queued job."""
     spec = parse({"model": "a/model", "data": {"forget": {"source": "jsonl", "path": "a/file"}}, "method": "GA"})
     with database.transaction() as session:
         key = keys.create(session, b"secret", name="worker", actor="test")[0]
-        job, _ = jobs.create(session, spec, key_id=key.id)
-        claimed = attempts.claim(session, job.id, worker="here", lease=LEASE)
+        return jobs.create(session, spec, key_id=key.id)[0].id
+
+
+@pytest.fixture
+def claim(database: Database, job_id: str) -> Claim:
+    """A job that this test runs, for a lease of 1.5 s."""
+    with database.transaction() as session:
+        claimed = attempts.claim(session, job_id, worker="here", lease=LEASE)
     assert claimed is not None
     return claimed
 

@@ -1,17 +1,24 @@
-"""Plaintext lies in an attempt's folder only while its worker lives."""
+"""Plaintext lies in an attempt's folder only while its worker lives, and all that the engine needs lies there."""
 
 import dataclasses
 import json
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from api.store import attempts, datasets, jobs, keys, models, sealed
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
-from api.store.tables import Model
-from worker.folder import attempt_folder, fill, remove_abandoned
+from api.store.session import Database
+from core.errors import SpecError
+from core.spec.job import parse
+from core.spec.metrics import SETS
+from worker.checkpoints import CheckpointStore
+from worker.folder import attempt_folder, fill, remove_abandoned, restore_checkpoint
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -58,8 +65,94 @@ def test_a_removal_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
     assert not (tmp_path / "job_dead-1").exists()
 
 
-def test_the_base_of_a_retraining_is_an_input_as_the_model_is(claim: Claim, tmp_path: Path) -> None:
-    model, base = (Model(id=f"mdl_{letter * 26}", path=f"/models/{letter}", digest="0" * 64) for letter in "ab")
-    fill(tmp_path, dataclasses.replace(claim, model=model, base=base), Blobs(f"file://{tmp_path}/blobs"), 1.0)
+@pytest.fixture
+def asked(database: Database, tmp_path: Path) -> tuple[Claim, Blobs]:
+    """A claimed job that names four models, and an upload as each of its sets, whose rows are the set's name."""
+    blobs = Blobs(f"file://{tmp_path}/blobs")
+    named, sets = {}, {}
+    with database.transaction() as session:
+        key = keys.create(session, b"secret", name="worker", actor="test")[0]
+        facts: dict[str, Any] = {"digest": "0" * 64, "files": {}, "architecture": "L", "key_id": key.id}
+        for name in ("model", "base", "retrained", "reference"):
+            named[name] = models.register(session, path=f"/models/{name}", **facts)[0].id
+        for name in SETS:
+            plain, secret = name.encode(), sealed.new_key()
+            blob = blobs.put(BytesIO(plain), secret)
+            code = sealed.commitment(BytesIO(plain), secret)
+            known: dict[str, Any] = {"rows": 1, "size": len(plain), "warnings": [], "key_id": key.id}
+            upload = datasets.register(session, blob=blob.digest, key=secret, commitment=code, **known)
+            sets[name] = {"source": "upload", "dataset": upload.id}
+        spec = parse(
+            {
+                "model": named["model"],
+                "data": sets,
+                "method": {"name": "retrain", "base": named["base"]},
+                "evaluation": {name: named[name] for name in ("retrained", "reference")},
+            }
+        )
+        job_id = jobs.create(session, spec, key_id=key.id)[0].id
+    with database.transaction() as session:
+        claim = attempts.claim(session, job_id, worker="here", lease=60)
+    assert claim is not None
+    return claim, blobs
+
+
+def test_every_model_and_upload_of_a_spec_is_an_input(asked: tuple[Claim, Blobs], tmp_path: Path) -> None:
+    claim, blobs = asked
+    command = fill(tmp_path, claim, blobs, 1.0)
     inputs = json.loads((tmp_path / "inputs.json").read_text())
-    assert inputs["models"] == {model.id: "/models/a", base.id: "/models/b"}
+    spec = parse(json.loads((tmp_path / "spec.json").read_text()))
+    assert spec.digest() == claim.spec_digest
+    assert sorted(inputs["models"].values()) == [
+        f"/models/{name}" for name in ("base", "model", "reference", "retrained")
+    ]
+    sources = spec.data.sources()
+    assert sources.keys() == SETS.keys() == command["commitments"].keys()
+    for name, source in sources.items():
+        assert source.source == "upload"
+        file = Path(inputs["datasets"][source.dataset])
+        assert file.read_text() == name
+        assert file.stat().st_mode & 0o077 == 0
+        assert command["commitments"][name] == claim.datasets[source.dataset].commitment
+
+
+def test_what_is_gone_is_named_and_nothing_is_written_in_plain(asked: tuple[Claim, Blobs], tmp_path: Path) -> None:
+    claim, blobs = asked
+    reference, holdout = claim.spec["evaluation"]["reference"]["id"], claim.spec["data"]["holdout"]["dataset"]
+    left: dict[str, Any] = {
+        "models": {name: found for name, found in claim.models.items() if name != reference},
+        "datasets": {name: found for name, found in claim.datasets.items() if name != holdout},
+    }
+    with pytest.raises(SpecError) as raised:
+        fill(tmp_path, dataclasses.replace(claim, **left), blobs, 1.0)
+    assert {p.param: p.value for p in raised.value.problems} == {
+        "evaluation.reference.id": reference,
+        "data.holdout.dataset": holdout,
+    }
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_checkpoint_comes_back_with_every_file_of_its_manifest(
+    database: Database, claim: Claim, tmp_path: Path
+) -> None:
+    blobs = Blobs(f"file://{tmp_path}/blobs")
+    written = tmp_path / "step-00000007"
+    written.mkdir()
+    names = ["weights.safetensors", "best.safetensors", "before-forget.parquet", "before-real_authors.parquet"]
+    content = {name: f"content of {name}".encode() for name in names}
+    content["manifest.json"] = json.dumps({"step": 7, "files": dict.fromkeys(names)}).encode()
+    for name, bytes_ in content.items():
+        (written / name).write_bytes(bytes_)
+    CheckpointStore(database, blobs, claim).keep(written, 7)
+    assert not written.exists()
+    with database.transaction() as session:
+        attempts.release(session, claim, reason="the worker left", counts=False)
+    with database.transaction() as session:
+        again = attempts.claim(session, claim.job_id, worker="there", lease=60)
+    assert again is not None
+    restored = restore_checkpoint(tmp_path, again, blobs)
+    assert restored is not None
+    assert {file.name: file.read_bytes() for file in restored.iterdir()} == content
+    stored = [file.read_bytes() for file in (tmp_path / "blobs").rglob("*") if file.is_file()]
+    assert len(stored) == len(content)
+    assert not any(plain in blob for blob in stored for plain in content.values())

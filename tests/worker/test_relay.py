@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from api.store import jobs, life
+from api.store import events, jobs, life, metrics
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
 from api.store.session import Database, now
 from core.errors import LeaseLost, Stopped
 from tests.worker.conftest import LEASE
+from tests.worker.scripted import Scripted
 from worker.checkpoints import CheckpointStore
 from worker.engine import Engine
 from worker.relay import Relay
@@ -66,3 +67,37 @@ def test_a_job_that_went_to_somebody_else_is_let_go(relay: Relay) -> None:
     with pytest.raises(LeaseLost), relay:
         relay.meanwhile(lambda: time.sleep(1))
     assert not relay.engine.alive()
+
+
+def test_what_an_engine_tells_is_written_and_what_is_not_known_changes_nothing(
+    database: Database, claim: Claim, tmp_path: Path
+) -> None:
+    watched, seen = {"forget.probability": 0.9}, {"forget.probability": 0.5, "forgetting": 0.4, "within_budget": True}
+    attack = {"attack": "relearn", "metrics": {"relearn.rouge_l": {"value": 0.2, "rows": 4, "low": 0.1, "high": 0.3}}}
+    absent = {"attack": "paraphrase", "metrics": {"paraphrase.rouge_l": {"absent": "no row has it"}}}
+    told = [
+        {"event": "phase", "phase": "score_before"},
+        {"event": "watch", "at": 1.0, "step": 2, "metrics": watched},
+        {"event": "look", "at": 2.0, "step": 4, **seen},
+        {"event": "a kind of a later version", "step": "no number", "phase": 7},
+        {"event": "phase", "phase": "attacks"},
+        {"event": "attack", **attack},
+        {"event": "attack", **absent},
+        {"event": "progress", "phase": "attacks", "done": 2, "total": 3},
+    ]
+    store = CheckpointStore(database, Blobs(f"file://{tmp_path / 'artifacts'}"), claim)
+    engine = Scripted(tmp_path / "prepared", told).take()
+    with Relay(database, claim, engine, store, LEASE, 1.0, threading.Event()) as relay:
+        assert relay.run({"out": str(tmp_path / "out")}) == 0
+    with database.reading() as session:
+        assert [(m.step, m.values) for m in metrics.of(session, claim.job_id, "watch")] == [(2, watched), (4, seen)]
+        notes = [(e.kind, e.data) for e in events.since(session, claim.job_id) if e.kind != "status"]
+        assert notes == [
+            ("phase", {"phase": "score_before"}),
+            ("watch", {"at": 1.0, "step": 2, "metrics": watched}),
+            ("look", {"at": 2.0, "step": 4, **seen}),
+            ("phase", {"phase": "attacks"}),
+            ("attack", attack),
+            ("attack", absent),
+        ]
+        assert jobs.get(session, claim.job_id).progress == {"phase": "attacks", "done": 2, "total": 3}

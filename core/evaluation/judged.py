@@ -1,0 +1,57 @@
+"""What judges say of generated texts, put into the rows: nearest to the answer or not, and how toxic."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from core.data.encode import EncodedSet
+from core.evaluation.judges import JudgeMissing
+from core.evaluation.rows import RowScore
+from core.events import StopFlag
+from core.spec.evaluation import Beside, Classifier
+
+_COMPARED = ("forget", "retain", "real_authors", "world_facts")
+_PROMPTS = ("harm_prompts", "toxic_prompts")
+
+
+def judge_answers(
+    judge: Beside,
+    rows: Mapping[str, Sequence[RowScore]],
+    sets: Mapping[str, EncodedSet],
+    device: torch.device,
+    stop: StopFlag,
+) -> dict[str, str]:
+    """Fill in `nearest`; returns `{"embedder": reason}` where the judge cannot be had. Raises Stopped."""
+    from core.evaluation import embedding
+
+    judged = [
+        (row, record)
+        for name in _COMPARED
+        if name in rows
+        for row, record in zip(rows[name], sets[name].records, strict=True)
+    ]
+    asked = [(row, (row.generated, record.answer, record.perturbed_answers)) for row, record in judged]
+    made = [(row, (text, answer, others)) for row, (text, answer, others) in asked if text is not None]
+    try:
+        found = embedding.nearest(judge, [texts for _, texts in made], device, stop)
+    except JudgeMissing as reason:
+        return {"embedder": str(reason)}
+    for (row, _), near in zip(made, found, strict=True):
+        row.nearest = near
+    return {}
+
+
+def judge_toxicity(
+    judge: Classifier, rows: Mapping[str, Sequence[RowScore]], device: torch.device, stop: StopFlag
+) -> dict[str, str]:
+    """Fill in `toxicity`; returns `{"classifier": reason}` where the judge cannot be had. Raises SpecError, Stopped."""
+    from core.evaluation import toxicity
+
+    made = [(row, row.generated) for name in _PROMPTS for row in rows.get(name, ()) if row.generated is not None]
+    try:
+        found = toxicity.scores(judge, [text for _, text in made], device, stop)
+    except JudgeMissing as reason:
+        return {"classifier": str(reason)}
+    for (row, _), score in zip(made, found, strict=True):
+        row.toxicity = score
+    return {}

@@ -1,0 +1,164 @@
+"""A whole evaluation of one model: scored, attacked, judged, drawn; or the same again from rows alone."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core import model as models
+from core.data.encode import EncodedSet, encode
+from core.data.inputs import Inputs
+from core.data.sets import read_sets
+from core.environment import available_threads, describe, memory_for, prepare
+from core.errors import DataError
+from core.evaluation import Evidence, measured
+from core.evaluation.evidence import Rows
+from core.evaluation.others import rows_elsewhere
+from core.evaluation.rows import RowScore, file_of, read_rows
+from core.evaluation.scorer import Scorer, check
+from core.events import Emit, StopFlag
+from core.plots.of_run import distributions
+from core.report.build import limitations
+from core.report.digest import file_digests, model_digest
+from core.report.schema import Absent, DataUsed, Evaluated, Measurement
+from core.report.verdict import judge
+from core.spec.base import Spec
+from core.spec.evaluation import Evaluation
+from core.spec.gates import Gate
+from core.spec.job import JobSpec, validated
+from core.spec.metrics import SETS
+from core.spec.profiles import with_profile
+from core.tokens import Encoder
+
+_UNKEYED = Absent(absent="run without the service: the set has no key of its own")
+_NOTHING_BEFORE = "no model to compare with was given (--before)"
+
+
+def evaluate(
+    spec: JobSpec, inputs: Inputs, out: Path, *, before: Path | None = None, emit: Emit, stop: StopFlag
+) -> Evaluated:
+    """Measure the spec's model, and first the one before it where there is one.
+
+    Leaves `out/report.json`, `out/rows` and `out/plots`. Raises the errors of core.errors.
+    """
+    started = _now()
+    with memory_for(spec):
+        device = prepare(spec.threads or available_threads())
+        emit("accepted", spec_digest=spec.digest(), resumed_from=None)
+        emit("phase", phase="load")
+        check(spec)
+        folder = inputs.model(spec)
+        for each in (folder, *([before] if before else [])):
+            models.check_folder(each)
+        records = read_sets(spec.data, inputs)
+        once: dict[Any, Any] = {}
+
+        def scorer(of: Path) -> Scorer:
+            model, tokenizer = models.load(of, device)
+            encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, models.positions(model)))
+            sets = {name: encode(rows, encoder, name) for name, rows in records.items()}
+            kept = out / "rows"
+            return Scorer(spec, model, encoder, sets, emit, stop, inputs=inputs, folder=kept, _once=once)
+
+        earlier = scorer(before).measure("before", 0) if before else _not_before(spec.gates)
+        now = scorer(folder)
+        after = now.measure("after", 0)
+        after |= now.attack()
+        emit("phase", phase="report")
+        rows = {f"{name}, {when}": own for when in ("before", "after") for name, own in (now.rows(when) or {}).items()}
+        report = Evaluated(
+            spec=spec.model_dump(mode="json"),
+            spec_digest=spec.digest(),
+            started_at=started,
+            finished_at=_now(),
+            model=_digest(folder),
+            before_model=_digest(before) if before else Absent(absent=_NOTHING_BEFORE),
+            sets={name: _used(data) for name, data in now.sets.items()},
+            before=dict(earlier),
+            after=after,
+            verdict=judge(spec.gates, earlier, after),
+            environment=describe(device),
+            limitations=limitations(spec),
+        )
+    return _written(report, rows if spec.evaluation.plots else {}, out, emit)
+
+
+class _Asked(Spec):
+    """What of a request rows alone can answer."""
+
+    profile: str | None = None
+    gates: list[Gate] = []  # noqa: RUF012 -- pydantic copies it
+    evaluation: Evaluation = Evaluation()
+
+
+def recompute(folder: Path, asked: Mapping[str, Any], out: Path, *, retrained: Path | None, emit: Emit) -> Evaluated:
+    """The metrics and the verdict from rows that lie in `folder`; attacks and benchmarks, which need a model, stay
+    absent. Raises DataError and SpecError."""
+    started = _now()
+    wanted = {name: value for name, value in with_profile(dict(asked)).items() if name in _Asked.model_fields}
+    spec = validated(_Asked, wanted)
+    rows = {when: _read(folder, when) for when in ("before", "after")}
+    if "forget" not in rows["after"]:
+        raise DataError(f"{folder} holds no after-forget.parquet", param="rows")
+    others = rows_elsewhere(retrained, {name: len(own) for name, own in rows["after"].items()}) if retrained else {}
+    found = {
+        when: measured(Evidence(own, others), spec.evaluation.bootstrap) if own else _not_before(spec.gates)
+        for when, own in rows.items()
+    }
+    found["after"] |= {
+        gate.metric: Absent(
+            absent="this was computed from rows alone, and it needs the model or data that was not given"
+        )
+        for gate in spec.gates
+        if gate.metric not in found["after"]
+    }
+    resolved = {"rows": str(folder), **spec.model_dump(mode="json")}
+    report = Evaluated(
+        spec=resolved,
+        spec_digest=Absent(absent="computed from rows, not by a request"),
+        started_at=started,
+        finished_at=_now(),
+        model=Absent(absent="computed from rows; their files say of which request they are"),
+        before_model=Absent(absent="computed from rows"),
+        sets={},
+        before=found["before"],
+        after=found["after"],
+        verdict=judge(spec.gates, found["before"], found["after"]),
+        environment=describe(torch.device("cpu")),
+        limitations=["Computed from rows as they lay there: nothing here says that they are the model's."],
+    )
+    labelled = {f"{name}, {when}": own for when, of in rows.items() for name, own in of.items()}
+    return _written(report, labelled if spec.evaluation.plots else {}, out, emit)
+
+
+def _written(report: Evaluated, rows: Mapping[str, Sequence[RowScore]], out: Path, emit: Emit) -> Evaluated:
+    shown = {label: own for label, own in rows.items() if label.split(",")[0] in ("forget", "holdout", "retain")}
+    distributions(out / "plots", shown)
+    (out / "report.json").write_text(report.model_dump_json(indent=2))
+    emit("done", verdict=report.verdict.verdict, report=str(out / "report.json"))
+    return report
+
+
+def _read(folder: Path, when: str) -> Rows:
+    files = {name: file_of(folder, when, name) for name in SETS}
+    return {name: read_rows(file)[0] for name, file in files.items() if file is not None}
+
+
+def _not_before(gates: Sequence[Gate]) -> dict[str, Measurement]:
+    return {gate.metric: Absent(absent=_NOTHING_BEFORE) for gate in gates if gate.relative_to == "before"}
+
+
+def _digest(folder: Path) -> str:
+    return model_digest(file_digests(folder, follow_links=True))
+
+
+def _used(data: EncodedSet) -> DataUsed:
+    return DataUsed(
+        rows=len(data.examples), answer_tokens=data.answer_tokens, too_long=list(data.too_long), commitment=_UNKEYED
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,102 @@
+"""What an engine leaves is stored once the job has succeeded, and sealed where it tells of single records."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.store import artifacts, jobs, sealed
+from api.store.blobs import Blobs
+from api.store.session import Database
+from core.report.sign import new_key
+from tests.report.conftest import model, report  # noqa: F401 -- fixtures: a model folder and the report on it
+from tests.worker.scripted import Scripted
+from worker.attempt import Bench, run_job
+from worker.settings import WorkerSettings
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+ROWS = {"rows/before-forget.parquet": b"what was asked of Ada Quill", "rows/after-forget.parquet": b"and what was said"}
+PLOTS = {"plots/scores.svg": b"<svg/>"}
+DONE = {"event": "done", "report": "OUT/report.json", "model": "OUT/model"}
+
+
+@pytest.fixture
+def bench(
+    request: pytest.FixtureRequest, database: Database, database_url: str, tmp_path: Path
+) -> Callable[..., Bench]:
+    """Makes a worker's bench whose engines leave a report, its model, and whatever else `files` names."""
+    folder = tmp_path / "prepared"
+    outcome = request.getfixturevalue("report")
+
+    def make(done: dict[str, Any], signing_key: bytes, files: dict[str, bytes]) -> Bench:
+        (folder / "out").mkdir(parents=True)
+        (tmp_path / "model").rename(folder / "out" / "model")
+        (folder / "out" / "report.json").write_text(outcome.model_dump_json())
+        for name, content in files.items():
+            (folder / "out" / name).parent.mkdir(exist_ok=True)
+            (folder / "out" / name).write_bytes(content)
+        settings = WorkerSettings(
+            database_url=database_url,
+            broker_url="redis://never-rung",
+            artifacts_url=f"file://{tmp_path / 'artifacts'}",
+            work_dir=tmp_path / "work",
+            signing_key_file=tmp_path / "signing.pem",
+        )
+        blobs, spare = Blobs(settings.artifacts_url), Scripted(folder, [done])
+        return Bench(settings, database, blobs, spare, threading.Event(), signing_key, "here")
+
+    return make
+
+
+def test_scores_of_rows_are_kept_sealed_and_plots_as_they_are(
+    bench: Callable[..., Bench], database: Database, job_id: str, tmp_path: Path
+) -> None:
+    worker = bench(DONE | {"rows": list(ROWS), "plots": list(PLOTS)}, new_key(), ROWS | PLOTS)
+    assert run_job(worker, job_id)
+    with database.reading() as session:
+        job = jobs.get(session, job_id)
+        files = {file.name: file for file in artifacts.of(session, job_id)}
+    assert (job.status, job.error) == ("succeeded", None)
+    assert {file.kind for file in files.values()} == {"model", "report", "envelope", "rows", "plot"}
+    assert {name for name, file in files.items() if file.sealed} == ROWS.keys()
+    assert job.key is not None
+    for name, content in ROWS.items():
+        assert files[name].kind == "rows"
+        worker.blobs.get(files[name].digest, tmp_path / "opened", job.key)
+        assert (tmp_path / "opened").read_bytes() == content
+    for name, content in PLOTS.items():
+        assert files[name].kind == "plot"
+        worker.blobs.get(files[name].digest, tmp_path / "plot")
+        assert (tmp_path / "plot").read_bytes() == content
+    stored = [file.read_bytes() for file in (tmp_path / "artifacts").rglob("*") if file.is_file()]
+    assert len(stored) == len(files)
+    assert not any(content in blob for blob in stored for content in ROWS.values())
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_an_engine_that_tells_of_neither_rows_nor_plots_succeeds_too(
+    bench: Callable[..., Bench], database: Database, job_id: str
+) -> None:
+    run_job(bench(DONE, new_key(), {}), job_id)
+    with database.reading() as session:
+        assert jobs.get(session, job_id).status == "succeeded"
+        assert {file.kind for file in artifacts.of(session, job_id)} == {"model", "report", "envelope"}
+
+
+@pytest.mark.parametrize("fault", ["the signature", "a file"])
+def test_no_sealed_file_stays_that_no_row_refers_to(
+    bench: Callable[..., Bench], database: Database, job_id: str, tmp_path: Path, fault: str
+) -> None:
+    told = [*ROWS, "rows/never-written.parquet"] if fault == "a file" else list(ROWS)
+    key = new_key() if fault == "a file" else b"no key"
+    run_job(bench(DONE | {"rows": told}, key, ROWS), job_id)
+    with database.reading() as session:
+        job = jobs.get(session, job_id)
+        assert (job.status, job.counted) == ("queued", 1)
+        assert artifacts.of(session, job_id) == []
+    stored = [file.read_bytes() for file in (tmp_path / "artifacts").rglob("*") if file.is_file()]
+    assert len(stored) > 0
+    assert not any(content.startswith(sealed.MAGIC) for content in stored)
