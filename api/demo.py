@@ -23,7 +23,7 @@ FORGOTTEN = 2
 REQUEST: dict[str, Any] = {
     "method": {"name": "npo", "beta": 0.1, "retain": {"name": "nll"}},
     "optimizer": {"name": "sophia_g", "lr": 3e-4, "gamma": 1.0, "every": 5},
-    "training": {"steps": 40, "batch_size": 10},
+    "training": {"steps": 40, "batch_size": 10, "stop_when": {}},
     "evaluation": {"max_new_tokens": 48},
     "gates": [
         {"metric": "forget.probability", "at_most": 0.1, "interval": True},

@@ -95,7 +95,7 @@ def measure(setup: Setup, size: Size, names: Sequence[str], rounds: int, ask: As
     floors = _floors(setup, turns)
     lines = [_line(part, turns[part], floors.get(part), size, rate) for part in setup.sets]
     together = {name: [_sum([turns[part][name][i] for part in turns]) for i in range(rounds)] for name in names}
-    # What sets have in common is counted for each: no way scores two at once.
+    # What two sets share is counted for each: no way scores two at once.
     whole = sum(floors.values(), Needed(0, 0, 0)) if floors else None
     return [*lines, _held(_line("all", together, whole, size, rate))]
 

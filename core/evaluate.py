@@ -21,6 +21,7 @@ from core.spec.profiles import PROFILES
 from core.spec.sources import PromptFormat
 
 _OPTIONAL = tuple(name for name in SETS if name not in ("forget", "retain", "holdout"))
+_OF_A_MODEL = (*SETS, "before", "prompt")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,21 +49,24 @@ def request(options: argparse.Namespace) -> JobSpec:
     if options.model is not None:
         asked["model"] = options.model
     given = {name: value for name in SETS if (value := getattr(options, name)) is not None}
-    data = dict(asked.get("data") or {}) | {name: source(value, name) for name, value in given.items()}
+    data: dict[str, Any] = {name: source(value, name) for name, value in given.items()}
     if options.prompt is not None:
         data["prompt"] = options.prompt
-    evaluation = dict(asked.get("evaluation") or {})
+    evaluation = {}
     if options.retrained is not None:
-        folder = Path(options.retrained)
-        evaluation["retrained"] = (
-            {"model": str(folder)} if (folder / "config.json").is_file() else {"rows": str(folder)}
-        )
+        folder = options.retrained
+        a_model = (Path(folder) / "config.json").is_file()
+        evaluation["retrained"] = {"model": {"path": folder}} if a_model else {"rows": folder}
+    for name, more in (("data", data), ("evaluation", evaluation)):
+        # What is no object stays as it is, for `parse` to say so.
+        if isinstance(asked.setdefault(name, {}), dict):
+            asked[name] = {**asked[name], **more}
     if options.profile is not None:
         asked["profile"] = options.profile
     # What a request asks of training has nothing to do with measuring; `origin` is the method that changes nothing.
     for name in ("optimizer", "training", "preset"):
         asked.pop(name, None)
-    return parse({**asked, "data": data, "method": "origin", "evaluation": evaluation})
+    return parse({**asked, "method": "origin"})
 
 
 def source(value: str, name: str) -> Any:
@@ -82,6 +86,11 @@ def lines(verdict: str, reasons: Sequence[str], out: Path) -> list[str]:
 
 
 def _again(options: argparse.Namespace, emit: Emit) -> Sequence[str]:
+    beside = [f"--{name.replace('_', '-')}" for name in _OF_A_MODEL if getattr(options, name) is not None]
+    if options.model is not None or beside:
+        refused = ", ".join([*(["a model"] if options.model is not None else []), *beside])
+        said = f"--rows computes from rows alone. Not allowed beside it: {refused}."
+        raise SpecError([Problem("rows", str(options.rows), said)])
     from core.evaluation.whole import recompute
 
     asked = dict(_object(options.spec)) if options.spec else {}

@@ -3,8 +3,8 @@
 With `training.stop_when` they end training as soon as they hold, and choose what is delivered: of the looks inside the
 utility budget the one with the most forgetting.
 
-Most looks only force the answers. Gates on generated texts are asked when all others hold, and where they then fail,
-after twice as many looks each time. Nothing here draws a random number that training would miss.
+Most looks only force the answers. Gates on generated texts are asked of fewer rows, when all others hold, and where
+they then fail, after twice as many looks each time. Nothing here draws a random number that training would miss.
 """
 
 import math
@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import Stopped
 from core.evaluation import METRICS, Evidence
+from core.evaluation.evidence import Rows
 from core.evaluation.rows import RowScore
 from core.evaluation.scorer import Scorer
 from core.parallel.sharding import spread
 from core.report.schema import Measured, Measurement
-from core.report.verdict import apply, beyond, observed, speaks_of_forgetting
+from core.report.verdict import apply, beyond, observed
 from core.spec.gates import Gate
 from core.spec.metrics import info
 from core.train import Trainer
@@ -36,6 +37,8 @@ _ALWAYS = ("probability", "exact_memorization", "extraction_strength")
 _SETS = ("forget", "retain", "holdout")
 # Apart from the streams of training and attacks.
 _STREAM = 7
+# Texts are asked of a quarter of the rows, or of this many.
+_FEWEST = 8
 
 
 @dataclass
@@ -66,7 +69,8 @@ class Watcher:
         """Look at the model as it is before the first step, with which later looks are compared; and make up for a look
         that was broken off."""
         if self.stop_when and not self.looks:
-            self._look(texts=bool(self.slow))
+            before = self.scorer.rows("before")
+            self._tell({**self._forced(before), **(self._texts(before) if self.slow else {})})
         # A run that was stopped in the middle of a look has it still before it.
         step = self.trainer.step
         if 0 < step < self.trainer.steps and not (self.looks and self.looks[-1]["step"] == step):
@@ -88,12 +92,13 @@ class Watcher:
             raise
 
     def _looked(self) -> bool:
+        look = self._tell(self._forced())
         if self.stop_when is None:
-            self._look(texts=False)
             return False
-        look = self._look(texts=False)
         if look["forgetting"] == 1 and look["within_budget"] and self.slow and self._worth_a_text():
-            look = self._look(texts=True, replaces=True)
+            self.looks.pop()
+            seen = {name: value for name, value in look.items() if name in self.metrics}
+            look = self._tell({**seen, **self._texts()})
         if look["within_budget"] and look["forgetting"] >= self._most():
             self._keep()
         return self.enough
@@ -149,48 +154,65 @@ class Watcher:
         affordable = math.ceil(look / (_SHARE * _STEP * max(step, 1.0)))
         return max(1, affordable, 0 if self.stop_when else math.ceil(self.trainer.steps / 10))
 
-    def _look(self, *, texts: bool, replaces: bool = False) -> Look:
-        step = self.trainer.step
-        evidence = Evidence({name: self._scored(name, rows, texts) for name, rows in self.rows.items()})
-        measured = {name: METRICS[name](evidence, _FEWEST) for name in self.metrics if texts or not _text(name)}
-        values = {name: m.value for name, m in measured.items() if isinstance(m, Measured)}
-        look: Look = {"step": step, **values}
+    def _forced(self, known: Rows | None = None) -> Look:
+        """What teacher forcing shows of the model as it is; of rows `known` already nothing is computed again."""
+        metrics = [name for name in self.metrics if not _text(name)]
+        variants = {name for name in self.rows if f"{name}.truth_ratio" in metrics}
+        moments = any(metric.startswith("membership.min_k_plus_plus") for metric in metrics)
+        found = {
+            name: self._scored(name, rows, known, variants=name in variants, moments=moments, generate=False)
+            for name, rows in self.rows.items()
+        }
+        return _values(metrics, found)
+
+    def _texts(self, known: Rows | None = None) -> Look:
+        """What generated texts show, of the first few of the rows."""
+        metrics = [name for name in self.metrics if _text(name)]
+        asked = {split for name in metrics for split in info(name).sets}
+        found = {
+            name: self._scored(name, rows[: max(_FEWEST, len(rows) // 4)], known, forced=False)
+            for name, rows in self.rows.items()
+            if name in asked
+        }
+        return _values(metrics, found)
+
+    def _scored(self, name: str, rows: Sequence[int], known: Rows | None, **how: bool) -> list[RowScore]:
+        if known is not None:
+            return [known[name][row] for row in rows]
+        return self.scorer.look(name, rows, self.trainer.step, self.scorer.how(**how))
+
+    def _tell(self, values: Look) -> Look:
+        look: Look = {"step": self.trainer.step, **values}
         if self.stop_when:
-            look |= self._judged(values, texts)
+            look |= self._judged(values, texts=any(map(_text, values)))
             self.scorer.emit("look", **look)
         else:
-            self.scorer.emit("watch", step=step, metrics=values)
-        if replaces:
-            self.looks.pop()
+            self.scorer.emit("watch", step=self.trainer.step, metrics=values)
         self.looks.append(look)
         return look
-
-    def _scored(self, name: str, rows: Sequence[int], texts: bool) -> list[RowScore]:
-        variants = f"{name}.truth_ratio" in self.metrics
-        moments = any(metric.startswith("membership.min_k_plus_plus") for metric in self.metrics)
-        how = self.scorer.how(variants=variants, moments=moments, generate=texts)
-        return self.scorer.look(name, rows, self.trainer.step, how)
 
     def _judged(self, values: Mapping[str, float], texts: bool) -> Look:
         assert self.stop_when
         first = self.looks[0] if self.looks else values
         before, now = _measurements(first), _measurements(values)
         gates = [*self.quick, *(self.slow if texts else [])]
-        forgets = [gate for gate in gates if speaks_of_forgetting(gate)]
-        keeps = [gate for gate in gates if gate not in forgets] or self._budget()
-        forgetting = [_progress(gate, before, now) for gate in forgets]
+        forgets = [gate for gate in gates if gate.speaks_of_forgetting]
+        keeps = [*(gate for gate in gates if gate not in forgets), *self._budget()]
+        # Without the texts, which few looks have: with them looks would not compare.
+        progress = [_progress(gate, before, now) for gate in self.quick if gate in forgets]
+        forgetting = sum(progress) / len(progress) if progress else 0.0
         within = all(_holds(gate, before, now) for gate in keeps)
-        done = min(forgetting) == 1 and within and (texts or not self.slow)
+        forgotten = forgetting == 1 and all(_holds(gate, before, now) for gate in forgets)
         return {
-            "forgetting": sum(forgetting) / len(forgetting),
+            "forgetting": forgetting,
             "within_budget": float(within),
             "texts": float(texts),
-            "enough": float(done and bool(self.trainer.step)),
+            "enough": float(forgotten and within and (texts or not self.slow) and bool(self.trainer.step)),
         }
 
     def _budget(self) -> list[Gate]:
         assert self.stop_when
-        if "retain" not in self.rows:
+        if "retain" not in self.rows or any(info(gate.metric).about == "utility" for gate in self.quick):
             return []
         return [Gate(metric="retain.probability", relative_to="before", at_least=self.stop_when.budget)]
 
@@ -232,6 +254,11 @@ def _text(metric: str) -> bool:
 
 def _of_texts(gate: Gate) -> bool:
     return gate.metric.partition(".")[0] in _SETS and _text(gate.metric)
+
+
+def _values(metrics: Sequence[str], rows: Rows) -> Look:
+    measured = {name: METRICS[name](Evidence(rows), 1) for name in metrics}
+    return {name: m.value for name, m in measured.items() if isinstance(m, Measured)}
 
 
 def _measurements(values: Mapping[str, float]) -> dict[str, Measurement]:

@@ -21,7 +21,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/lethe --shell /usr/
 
 # Only the dependencies: no package folder is here yet, so a change of code keeps this layer.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN pip install -c constraints.txt '.[engine,s3]'
+RUN pip install -c constraints.txt '.[embedding,engine,s3]'
 
 # Of the API a worker may see the store and nothing else.
 COPY core ./core
@@ -30,6 +30,8 @@ COPY api/store ./api/store
 COPY worker ./worker
 
 USER lethe
+# The list of fonts that plots are drawn with: made here, where each container's first job would otherwise wait for it.
+RUN python -c "import matplotlib.font_manager"
 # Asks this container's own worker through the broker, so a consumer that stopped consuming is seen.
 HEALTHCHECK CMD ["sh", "-c", "exec python -m celery -A worker.app inspect ping --destination celery@$(hostname) --timeout 10"]
 CMD ["python", "-m", "celery", "-A", "worker.app", "worker", "--pool=threads", "--concurrency=1"]

@@ -13,7 +13,9 @@ from core.evaluation.rows import RowScore
 from core.evaluation.score import How, answers
 from core.evaluation.words import Overlap, overlap
 from core.events import StopFlag
+from core.model import positions
 from core.parallel.processes import ALONE, Processes
+from core.precision import computing
 from core.spec.metrics import PROMPT_LENGTHS
 from core.spec.records import Record
 from core.tokens import Encoder, Example
@@ -31,40 +33,47 @@ def continued(
     advance: Callable[[int], None] = lambda _: None,
     world: Processes = ALONE,
 ) -> list[RowScore]:
-    """ROUGE-L and what BLEU is made of for each passage and prompt length; a passage that ends before has neither."""
-    passages = whole(data.records)
+    """ROUGE-L and what BLEU is made of for each passage and prompt length. Raises Stopped.
+
+    A passage has neither where it ends before, or where the model has no room for the prompt and one token more. Of a
+    text that was divided each piece is a passage.
+    """
+    plain = Encoder(encoder.tokenizer, encoder.format, _NO_LIMIT)
+    before = plain.prompt_ids(Record("", "", raw=True)) + _ids(plain, f"{encoder.system}\n\n" if encoder.system else "")
+    passages = [_ids(plain, passage) for passage in whole(data.records)]
     scores = [RowScore() for _ in passages]
-    unlimited = Encoder(encoder.tokenizer, encoder.format, _NO_LIMIT)
     compare, bleu = overlap(), _bleu()
     for length in PROMPT_LENGTHS:
         prompts, rest = {}, {}
+        # What the model has no room to write it is not asked for.
+        limit = max(0, min(how.max_new_tokens, positions(model) - len(before) - length))
         for i, passage in enumerate(passages):
-            cut = _cut(passage, unlimited, length, how.max_new_tokens)
-            if cut is not None:
-                prompts[i], rest[i] = cut
-        texts = answers(model, encoder.tokenizer, prompts, how, stop, advance, world)
+            following = passage[length : length + limit]
+            text = encoder.tokenizer.decode(following, skip_special_tokens=True).strip()
+            if text:
+                shown = (*before, *passage[:length])
+                prompts[i], rest[i] = Example((*shown, *following), len(shown), False), text
+        with computing(model, how.precision):
+            texts = answers(model, encoder.tokenizer, prompts, how, stop, advance, world)
         for i, text in texts.items():
             _enter(scores[i], length, text, rest[i], compare(rest[i], text), bleu)
     return scores
 
 
 def whole(records: Sequence[Record]) -> list[str]:
-    """The passages as texts: a beginning together with how it goes on."""
-    return [f"{r.prompt}{'' if not r.prompt or r.prompt[-1:].isspace() else ' '}{r.answer}" for r in records]
+    """The passages as texts: a beginning together with how it goes on. Raw ones are joined as they stand, as they are
+    in training; a question and its answer by a space."""
+    return [f"{r.prompt}{'' if r.raw or _parted(r) else ' '}{r.answer}" for r in records]
 
 
-def _cut(passage: str, encoder: Encoder, length: int, limit: int) -> tuple[Example, str] | None:
-    """The first `length` tokens as a prompt, and the text of the next `limit` ones; None where there is no next one."""
-    example = encoder.example(Record("", passage, raw=True))
-    if example is None:
-        return None
-    # The beginning-of-sequence token, where there is one, is no token of the passage.
-    begins = int(example.ids[0] == encoder.tokenizer.bos_token_id)
-    ids = example.ids[: begins + length + limit]
-    if len(ids) <= begins + length:
-        return None
-    rest = encoder.tokenizer.decode(ids[begins + length :], skip_special_tokens=True).strip()
-    return (Example(ids, begins + length, False), rest) if rest else None
+def _parted(record: Record) -> bool:
+    return record.prompt[-1:].isspace() or record.answer[:1].isspace()
+
+
+def _ids(encoder: Encoder, text: str) -> list[int]:
+    """Ids of the text, without what the tokenizer puts before any."""
+    nothing = encoder.prompt_ids(Record("", "", raw=True))
+    return encoder.prompt_ids(Record(text, "", raw=True))[len(nothing) :]
 
 
 def _enter(score: RowScore, length: int, text: str, rest: str, found_l: Overlap | None, bleu: Any) -> None:

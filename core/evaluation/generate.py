@@ -1,11 +1,13 @@
 """Greedy answers, many rows at a time: padding on the left, and rows that have ended leave the batch.
 
 transformers' own `generate` does the work in turns: each ends when enough rows have ended, and the next goes on from
-the cache of those that have not.
+the cache of those that have not. Where a model's cache gives no rows up there is one turn, and where padding would
+change its texts only prompts of one length go together.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from core.device import on_device
+from core.evaluation.together import left_padded, together
 from core.events import StopFlag
 from core.forward import generating
 
@@ -32,6 +35,8 @@ def generate_answers(
 ) -> list[str]:
     """Greedy continuations, each ended by end-of-sequence or the limit, in the order of the prompts.
 
+    A chat model may end its turns with other special tokens than its tokenizer's; they end a text too.
+
     Where keys and values of more than `most_tokens` tokens would be held at once, the rows are begun again in halves.
     After a stop the texts are worth nothing, and the caller must look at the flag.
     """
@@ -39,57 +44,68 @@ def generate_answers(
     if max_new_tokens < 1:
         # The prompt fills all positions that the model has.
         return [""] * len(prompts)
-    waiting = [list(range(len(prompts)))] if prompts else []
+    ends = _ends(model, tokenizer)
     with generating(model), _plainly(model):
-        while waiting:
+        able = together(model)
+        way = _Way(ends, max_new_tokens, stop, most_tokens, able.drops)
+        alike: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            alike.setdefault(0 if able.pads else len(prompt), []).append(row)
+        waiting = list(alike.values())
+        while waiting and not stop:
             rows = waiting.pop()
-            left = _together(model, tokenizer.eos_token_id, prompts, rows, max_new_tokens, stop, most_tokens, made)
-            if left:
-                waiting += [part for part in (left[len(left) // 2 :], left[: len(left) // 2]) if part]
+            left = _write(model, prompts, rows, way, made)
+            waiting += [part for part in (left[len(left) // 2 :], left[: len(left) // 2]) if part]
     texts = tokenizer.batch_decode([made.get(row, []) for row in range(len(prompts))], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 
-def _together(
-    model: PreTrainedModel,
-    eos: int,
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence[int],
-    limit: int,
-    stop: StopFlag,
-    most_tokens: int | None,
-    made: dict[int, list[int]],
+@dataclass(frozen=True)
+class _Way:
+    """How texts are written. `ends`: tokens that end one; `drops`: whether rows can be taken out of the cache."""
+
+    ends: list[int]
+    limit: int
+    stop: StopFlag
+    most_tokens: int | None
+    drops: bool
+
+
+def _write(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], way: _Way, made: dict[int, list[int]]
 ) -> list[int]:
     """Write the rows' answers to `made`; returns those that were given up because memory would not have sufficed."""
-    ids, mask = _left_padded([prompts[row] for row in rows], eos, model.device)
+    ids, mask = left_padded([prompts[row] for row in rows], way.ends[0], model.device)
     width, alive, cache = ids.shape[1], list(rows), None
+    marks = on_device(way.ends, ids.device)
     while alive:
-        room = None if most_tokens is None or len(alive) == 1 else most_tokens // len(alive)
+        room = None if way.most_tokens is None or len(alive) == 1 else way.most_tokens // len(alive)
         if room is not None and ids.shape[1] >= max(room, width + 1):
             return alive
-        turn = _Turn(stop, eos, ids.shape[1], len(alive), room)
+        turn = _Turn(way, marks, ids.shape[1], len(alive), room)
         out = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
-            max_new_tokens=limit - (ids.shape[1] - width),
+            max_new_tokens=way.limit - (ids.shape[1] - width),
             do_sample=False,
             use_cache=True,
-            eos_token_id=eos,
-            pad_token_id=eos,
+            eos_token_id=way.ends,
+            pad_token_id=way.ends[0],
             stopping_criteria=StoppingCriteriaList([turn]),
             return_dict_in_generate=True,
         )
         ids, cache = out.sequences, out.past_key_values
-        written = ids[:, width:].tolist()
-        full = ids.shape[1] - width >= limit
-        going_on = [i for i, answer in enumerate(written) if not full and eos not in answer]
+        written = [_until(answer, way.ends) for answer in ids[:, width:].tolist()]
+        length = ids.shape[1] - width
+        going_on = [i for i, answer in enumerate(written) if len(answer) == length < way.limit]
         for i in set(range(len(alive))) - set(going_on):
-            answer = written[i]
-            made[alive[i]] = answer[: answer.index(eos)] if eos in answer else answer
-        if stop:
+            made[alive[i]] = written[i]
+        if way.stop:
             return []
         alive = [alive[i] for i in going_on]
+        if not way.drops:
+            return alive
         if alive and len(alive) < len(ids):
             kept = on_device(going_on, ids.device)
             ids, mask = ids[kept], mask[kept]
@@ -98,33 +114,36 @@ def _together(
     return []
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask, (rows, time): the pad's id may well stand in a prompt, so lengths say what is padding."""
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):
-        ids[i, width - len(prompt) :] = torch.tensor(prompt)
-        mask[i, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+def _ends(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """The tokens that end a text, the tokenizer's own first. A model's configuration may hold a default that says
+    nothing: what else it names counts where the tokenizer knows it as a special token."""
+    own = model.generation_config.eos_token_id
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = own if isinstance(own, list) else [own]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *(number for number in named if number in special)]))
+
+
+def _until(answer: list[int], ends: Sequence[int]) -> list[int]:
+    """What stands before the first token that ends a text."""
+    return answer[: min((answer.index(end) for end in ends if end in answer), default=len(answer))]
 
 
 class _Turn(StoppingCriteria):
     """Ends a turn for all: on request, when enough rows have ended, or when there is no room for another token."""
 
-    def __init__(self, stop: StopFlag, eos: int, width: int, rows: int, room: int | None) -> None:
-        self._stop, self._eos, self._room = stop, eos, room
+    def __init__(self, way: _Way, marks: Tensor, width: int, rows: int, room: int | None) -> None:
+        self._way, self._marks, self._room = way, marks, room
         self._seen, self._rows = width, rows
         self._ended: Tensor | None = None
 
     def __call__(self, input_ids: Any, *_: Any, **__: Any) -> Any:
-        new = (input_ids[:, self._seen :] == self._eos).any(1)
+        new = torch.isin(input_ids[:, self._seen :], self._marks).any(1)
         self._seen = input_ids.shape[1]
         self._ended = new if self._ended is None else self._ended | new
         alive = self._rows - int(self._ended.sum())
-        enough = self._rows > _FEW and alive <= _ALIVE * self._rows
+        enough = self._way.drops and self._rows > _FEW and alive <= _ALIVE * self._rows
         full = self._room is not None and self._seen >= self._room
-        return torch.full((len(input_ids),), bool(self._stop) or enough or full, device=input_ids.device)
+        return torch.full((len(input_ids),), bool(self._way.stop) or enough or full, device=input_ids.device)
 
 
 @contextmanager

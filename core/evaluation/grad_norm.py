@@ -6,8 +6,10 @@ One row at a time: in a batch of several only the sum of their gradients is ther
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn import Parameter
 from transformers import PreTrainedModel
 
+from core.adapters import plain_parameters
 from core.events import StopFlag
 from core.forward import collate, head, hidden_states
 from core.tokens import Example
@@ -17,31 +19,33 @@ def grad_norms(
     model: PreTrainedModel, examples: Sequence[Example], stop: StopFlag, advance: Callable[[int], None] = lambda _: None
 ) -> list[float | None]:
     """Euclidean norm, over all weights, of the gradient of each row's token-mean loss, end of sequence not counted;
-    None for a row of nothing else. The model is afterwards as it was."""
-    trained = {p: p.requires_grad for p in model.parameters()}
+    None for a row of nothing else. Adapters count as merged: it is the weights beside them whose gradient is taken.
+
+    The model is afterwards as it was. Raises Stopped.
+    """
+    own = [p for p in plain_parameters(model).values() if p.is_floating_point()]
+    trains = [p.requires_grad for p in own]
     found: list[float | None] = []
     try:
-        for p in trained:
-            p.requires_grad_(p.is_floating_point())
+        for p in own:
+            p.requires_grad_(True)
         for example in examples:
             stop.check()
-            found.append(_norm(model, example))
+            found.append(_norm(model, own, example))
             advance(1)
     finally:
-        for p, wanted in trained.items():
-            p.requires_grad_(wanted)
-            p.grad = None
+        for p, before in zip(own, trains, strict=True):
+            p.requires_grad_(before)
     return found
 
 
-def _norm(model: PreTrainedModel, example: Example) -> float | None:
+def _norm(model: PreTrainedModel, own: Sequence[Parameter], example: Example) -> float | None:
     counted = example.answer_tokens - example.ends
     if not counted:
         return None
     batch = collate(model, [example])
     logits = head(model, hidden_states(model, batch))[:counted]
     loss = torch.nn.functional.cross_entropy(logits, batch.targets[:counted])
-    weights = [p for p in model.parameters() if p.requires_grad]
     # A weight that a row does not reach has a gradient of zero.
-    grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(loss, own, allow_unused=True, materialize_grads=True)
     return float(torch.nn.utils.get_total_norm(grads))

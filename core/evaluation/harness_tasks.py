@@ -4,6 +4,7 @@ Names are those of lm-eval: a task, a tag (each of its tasks), or a group (its t
 """
 
 import difflib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -77,8 +78,14 @@ def units(spec: LmEval) -> tuple[Any, list[Unit]]:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Within the block nothing reaches the terminal: lm-eval tells much, and its bars would run through ours."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
-        yield
+    log = logging.getLogger("lm_eval")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def named(task: str, metrics: Sequence[Metric]) -> list[str]:

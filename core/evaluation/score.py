@@ -166,14 +166,12 @@ def _forced_scores(
     shares = packs(model)
 
     def length(i: int) -> int:
-        if not tasks[i]:
-            return 0
         first = tasks[i][0].example
         return first.start + sum(task.example.answer_tokens for task in tasks[i])
 
     batches: list[list[tuple[int, int]]]
     if shares:
-        groups = by_length(range(len(tasks)), length, how.batch_tokens, packed=True)
+        groups = by_length([i for i, own in enumerate(tasks) if own], length, how.batch_tokens, packed=True)
         batches = [[(i, t) for i in group for t in range(len(tasks[i]))] for group in groups]
     else:
         items = [(i, t) for i, own in enumerate(tasks) for t in range(len(own))]
@@ -212,16 +210,16 @@ def _teacher_forced(model: PreTrainedModel, tasks: Sequence[_Task], moments: boo
         mine = order[bounds[begin - 1] if begin else 0 : bounds[end - 1]]
         logits = head(model, hidden[begin:end])
         place, target = inverse[mine] - begin, batch.targets[mine]
-        norm = logits.logsumexp(-1)
-        log_probs[mine] = logits[place, target] - norm[place]
+        # Not the logits less their norm: where both are large their difference has lost digits.
+        log_p = logits.log_softmax(-1)
+        log_probs[mine] = log_p[place, target]
         hits[mine] = logits.argmax(-1)[place] == target
         if moments and (wanted := mine[of_answer[mine]]).numel():
-            of = inverse[wanted] - begin
-            log_p = logits.sub_(norm[:, None])[of]
+            log_p = log_p[inverse[wanted] - begin]
             p = log_p.exp()
             average = (p * log_p).sum(-1)
             mean[wanted] = average
-            std[wanted] = ((p * log_p.square()).sum(-1) - average.square()).clamp_min(0).sqrt()
+            std[wanted] = (p * log_p.sub_(average[:, None]).square_()).sum(-1).sqrt()
     columns = [t.cpu().numpy() for t in (log_probs, hits, mean, std)]
     cuts = np.cumsum(counts)[:-1]
     return [_Forced(*own) for own in zip(*(np.split(column, cuts) for column in columns), strict=True)]

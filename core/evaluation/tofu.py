@@ -21,7 +21,7 @@ _OF_EACH = ("probability", "rouge_l", "truth_ratio")
 def forget_quality(evidence: Evidence, _: int) -> Measurement:
     """p-value of the two-sample KS test between the truth ratios on forget of both models; it has no interval."""
     # A second of importing that no other metric needs.
-    from scipy.stats import ks_2samp  # type: ignore[import-untyped]
+    from scipy.stats import ks_2samp
 
     ratios = _ratios(evidence)
     if isinstance(ratios, Absent):

@@ -12,10 +12,9 @@ from core.data.encode import EncodedSet, encode
 from core.data.inputs import Inputs
 from core.data.sets import read_sets
 from core.environment import available_threads, describe, memory_for, prepare
-from core.errors import DataError
+from core.errors import CheckpointError, DataError, ModelError, Problem, SpecError
 from core.evaluation import Evidence, measured
-from core.evaluation.evidence import Rows
-from core.evaluation.others import rows_elsewhere
+from core.evaluation.others import check_others, rows_elsewhere
 from core.evaluation.rows import RowScore, file_of, read_rows
 from core.evaluation.scorer import Scorer, check
 from core.events import Emit, StopFlag
@@ -44,19 +43,26 @@ def evaluate(
     Leaves `out/report.json`, `out/rows` and `out/plots`. Raises the errors of core.errors.
     """
     started = _now()
+    stop.check()
     with memory_for(spec):
         device = prepare(spec.threads or available_threads())
         emit("accepted", spec_digest=spec.digest(), resumed_from=None)
         emit("phase", phase="load")
         check(spec)
         folder = inputs.model(spec)
-        for each in (folder, *([before] if before else [])):
-            models.check_folder(each)
+        _check_folders(folder, before, out)
+        _check_free(out, spec.digest())
+        check_others(spec, inputs)
         records = read_sets(spec.data, inputs)
+        digests = [_digest(each) for each in (folder, before) if each is not None]
         once: dict[Any, Any] = {}
 
         def scorer(of: Path) -> Scorer:
             model, tokenizer = models.load(of, device)
+            vocabulary = tokenizer.get_vocab()
+            if once.setdefault("vocabulary", vocabulary) != vocabulary:
+                # Those losses are of other tokens.
+                once.pop("reference", None)
             encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, models.positions(model)))
             sets = {name: encode(rows, encoder, name) for name, rows in records.items()}
             kept = out / "rows"
@@ -73,8 +79,8 @@ def evaluate(
             spec_digest=spec.digest(),
             started_at=started,
             finished_at=_now(),
-            model=_digest(folder),
-            before_model=_digest(before) if before else Absent(absent=_NOTHING_BEFORE),
+            model=digests[0],
+            before_model=digests[1] if before else Absent(absent=_NOTHING_BEFORE),
             sets={name: _used(data) for name, data in now.sets.items()},
             before=dict(earlier),
             after=after,
@@ -99,9 +105,11 @@ def recompute(folder: Path, asked: Mapping[str, Any], out: Path, *, retrained: P
     started = _now()
     wanted = {name: value for name, value in with_profile(dict(asked)).items() if name in _Asked.model_fields}
     spec = validated(_Asked, wanted)
-    rows = {when: _read(folder, when) for when in ("before", "after")}
-    if "forget" not in rows["after"]:
-        raise DataError(f"{folder} holds no after-forget.parquet", param="rows")
+    _check_free(out, None)
+    rows = _read(folder)
+    named = spec.evaluation.retrained
+    if retrained is None and named is not None and named.rows is not None:
+        retrained = Path(named.rows)
     others = rows_elsewhere(retrained, {name: len(own) for name, own in rows["after"].items()}) if retrained else {}
     found = {
         when: measured(Evidence(own, others), spec.evaluation.bootstrap) if own else _not_before(spec.gates)
@@ -114,7 +122,7 @@ def recompute(folder: Path, asked: Mapping[str, Any], out: Path, *, retrained: P
         for gate in spec.gates
         if gate.metric not in found["after"]
     }
-    resolved = {"rows": str(folder), **spec.model_dump(mode="json")}
+    resolved = {"rows": str(folder), "retrained": str(retrained) if retrained else None, **spec.model_dump(mode="json")}
     report = Evaluated(
         spec=resolved,
         spec_digest=Absent(absent="computed from rows, not by a request"),
@@ -137,13 +145,59 @@ def _written(report: Evaluated, rows: Mapping[str, Sequence[RowScore]], out: Pat
     shown = {label: own for label, own in rows.items() if label.split(",")[0] in ("forget", "holdout", "retain")}
     distributions(out / "plots", shown)
     (out / "report.json").write_text(report.model_dump_json(indent=2))
-    emit("done", verdict=report.verdict.verdict, report=str(out / "report.json"))
+    emit(
+        "done",
+        verdict=report.verdict.verdict,
+        report=str(out / "report.json"),
+        rows=sorted(str(file.relative_to(out)) for file in out.glob("rows/*.parquet")),
+        plots=sorted(str(file.relative_to(out)) for file in out.glob("plots/*.svg")),
+    )
     return report
 
 
-def _read(folder: Path, when: str) -> Rows:
-    files = {name: file_of(folder, when, name) for name in SETS}
-    return {name: read_rows(file)[0] for name, file in files.items() if file is not None}
+def _read(folder: Path) -> dict[str, dict[str, Sequence[RowScore]]]:
+    """Rows by when and set. Raises DataError where none of forget lie there, or rows of more than one request."""
+    rows: dict[str, dict[str, Sequence[RowScore]]] = {"before": {}, "after": {}}
+    requests = {}
+    for when, own in rows.items():
+        for name in SETS:
+            file = file_of(folder, when, name)
+            if file is not None:
+                own[name], about = read_rows(file)
+                requests[file.name] = about.get("spec_digest")
+    if "forget" not in rows["after"]:
+        raise DataError(f"{folder} holds no after-forget.parquet", param="rows")
+    if strange := [name for name, request in requests.items() if request != requests["after-forget.parquet"]]:
+        said = f"{folder} holds rows of several requests: {', '.join(strange)} and after-forget.parquet differ"
+        raise DataError(said, param="rows")
+    return rows
+
+
+def _check_folders(folder: Path, before: Path | None, out: Path) -> None:
+    models.check_folder(folder)
+    if before is not None:
+        try:
+            models.check_folder(before)
+        except ModelError as error:
+            raise ModelError(f"before: {error.message}", param="before") from None
+    for each in (folder, before):
+        if each is not None and out.resolve().is_relative_to(each.resolve()):
+            said = f"{out} lies in the model's folder {each}, which must stay as it is; use another."
+            raise SpecError([Problem("out", str(out), said)])
+
+
+def _check_free(out: Path, digest: str | None) -> None:
+    """Raises CheckpointError where `out` holds the report of something else, which would be lost: `digest` is that of
+    this request, None of one that computes from rows."""
+    file = out / "report.json"
+    if not file.exists():
+        return
+    try:
+        found = Evaluated.model_validate_json(file.read_bytes()).spec_digest
+    except (OSError, ValueError):
+        found = ""
+    if found != digest and not (digest is None and isinstance(found, Absent)):
+        raise CheckpointError(f"{out} holds the report of something else; use an empty output folder")
 
 
 def _not_before(gates: Sequence[Gate]) -> dict[str, Measurement]:

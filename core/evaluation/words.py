@@ -1,6 +1,7 @@
 """Words of any script, for metrics that compare or count them; and ROUGE-L with TOFU's settings."""
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 # Scripts that are written without spaces between words: each of their letters is one.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
-_LETTERS = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
@@ -53,4 +53,6 @@ class _AnyScript:
     """What rouge-score takes for a tokenizer."""
 
     def tokenize(self, text: str) -> list[str]:
-        return _LETTERS.findall(text.casefold())
+        # One form for what can be written in several. Marks are part of the word: vowels are, in many scripts.
+        letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        return words("".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in letters))

@@ -56,7 +56,7 @@ def build(
         training=training,
         verdict=judge(spec.gates, before, after),
         environment=environment,
-        limitations=limitations(spec),
+        limitations=[*limitations(spec), *([_UNCHANGED] if spec.method.name in _UNCHANGING else [])],
     )
 
 
@@ -66,4 +66,4 @@ def limitations(spec: JobSpec) -> list[str]:
     said = [*LIMITATIONS, _SOME_ATTACKS if attacks else _NO_ATTACK]
     said += [] if "paraphrase" in attacks else [_ONE_WORDING]
     said += [] if spec.data.holdout is not None else [_NO_HOLDOUT]
-    return [*said, *([_UNCHANGED] if spec.method.name in _UNCHANGING else [])]
+    return said

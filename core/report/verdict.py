@@ -6,7 +6,6 @@ from typing import Literal
 
 from core.report.schema import Absent, GateResult, Measured, Measurement, Verdict
 from core.spec.gates import Gate, gate_dict
-from core.spec.metrics import info
 
 NONE_ABOUT_FORGETTING = "No gate speaks of forgetting, so nothing here says whether the forget set was forgotten."
 
@@ -21,33 +20,11 @@ def judge(gates: Sequence[Gate], before: Mapping[str, Measurement], after: Mappi
     if failed:
         return Verdict(verdict="not_passed", reasons=failed, gates=results)
     open_questions = [result.reason for result in results if result.outcome == "unmeasured"]
-    if not any(speaks_of_forgetting(gate) for gate in gates):
+    if not any(gate.speaks_of_forgetting for gate in gates):
         open_questions.append(NONE_ABOUT_FORGETTING)
     if open_questions:
         return Verdict(verdict="inconclusive", reasons=open_questions, gates=results)
     return Verdict(verdict="passed", reasons=[result.reason for result in results], gates=results)
-
-
-def speaks_of_forgetting(gate: Gate) -> bool:
-    """Whether the gate can only hold for a model that forgot something.
-
-    Its metric must be about what is to be forgotten, bounded from the side on which remembering lies, and the bound ask
-    for more than the metric's range, or for a ratio the untouched model, grants anyway. `forget.probability >= 0.1`
-    asks for an answer that is still fluent: a fair wish, but not one about forgetting.
-    """
-    metric = info(gate.metric)
-    if metric.about != "forgetting":
-        return False
-    if metric.better == "lower":
-        if gate.relative_to == "holdout":
-            # Nothing bounds what a model that remembers may be above text that it has never seen.
-            return gate.at_most is not None
-        granted = 1.0 if gate.relative_to else metric.highest
-        return gate.at_most is not None and (granted is None or gate.at_most < granted)
-    if gate.relative_to == "holdout":
-        return gate.at_least is not None
-    granted = 1.0 if gate.relative_to else metric.lowest
-    return gate.at_least is not None and gate.at_least > granted
 
 
 def apply(gate: Gate, before: Mapping[str, Measurement], after: Mapping[str, Measurement]) -> GateResult:

@@ -67,6 +67,28 @@ class Gate(Spec):
         """The sets of `data` that it is measured on."""
         return (*info(self.metric).sets, *(("holdout",) if self.relative_to == "holdout" else ()))
 
+    @property
+    def speaks_of_forgetting(self) -> bool:
+        """Whether it can only hold for a model that forgot something.
+
+        Its metric must be about what is to be forgotten, bounded from the side on which remembering lies, and the bound
+        ask for more than the metric's range, or for a ratio the untouched model, grants anyway. `forget.probability >=
+        0.1` asks for an answer that is still fluent: a fair wish, but not one about forgetting.
+        """
+        metric = info(self.metric)
+        if metric.about != "forgetting":
+            return False
+        if metric.better == "lower":
+            if self.relative_to == "holdout":
+                # Nothing bounds what a model that remembers may be above text that it has never seen.
+                return self.at_most is not None
+            granted = 1.0 if self.relative_to else metric.highest
+            return self.at_most is not None and (granted is None or self.at_most < granted)
+        if self.relative_to == "holdout":
+            return self.at_least is not None
+        granted = 1.0 if self.relative_to else metric.lowest
+        return self.at_least is not None and self.at_least > granted
+
     def describe(self) -> str:
         """The gate in words, for reports: `forget.rouge_l <= 0.3`."""
         of = f"{self.metric}{f' / {self.relative_to}' if self.relative_to else ''}"

@@ -9,7 +9,6 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from core.errors import Problem, SpecError
-from core.report.verdict import speaks_of_forgetting
 from core.spec.attacks import ATTACKS
 from core.spec.base import FILE_PATH, Spec, conflict, nearest, sendable, shown
 from core.spec.evaluation import TASK, Evaluation
@@ -78,7 +77,7 @@ class JobSpec(Spec):
         if self.method.name in _NO_STEPS:
             said = f"The method '{self.method.name}' takes no steps to stop. Allowed: null."
             raise conflict("training.stop_when", self.training.stop_when.model_dump(mode="json"), said)
-        if not any(info(gate.metric).watched and speaks_of_forgetting(gate) for gate in self.gates):
+        if not any(info(gate.metric).watched and gate.speaks_of_forgetting for gate in self.gates):
             said = (
                 "training.stop_when needs a gate on forgetting that can be looked at along the way, without generating "
                 "a text: forget.probability, forget.truth_ratio, forget.exact_memorization, forget.extraction_strength "
@@ -137,7 +136,9 @@ def _lacking(spec: JobSpec, gate: Gate, given: set[str]) -> str | None:
                 return f"The attack '{of[0]}' in evaluation.attacks"
         elif need == "lm_eval":
             task = gate.metric.removeprefix("lm_eval.").rpartition(".")[0]
-            if evaluation.lm_eval is None or task not in evaluation.lm_eval.tasks:
+            # A group is measured with its members, whose names begin with its own.
+            asked = evaluation.lm_eval.tasks if evaluation.lm_eval else []
+            if not any(task == name or task.startswith(f"{name}_") for name in asked):
                 return f"The task '{task}' in evaluation.lm_eval.tasks"
         elif need != "membership" and getattr(evaluation, need) is None:
             return f"evaluation.{need}"

@@ -1,5 +1,6 @@
 """The metrics a gate may speak of: which sets and settings they need, which way is better, what each means."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -277,7 +278,7 @@ METRICS: dict[str, MetricInfo] = {
 # `lm_eval.<task>.<metric>`: a task's own metrics, known only to the task.
 LM_EVAL = "lm_eval."
 LM_EVAL_NAME = r"^lm_eval\.[A-Za-z0-9_.:/-]{1,150}\.[A-Za-z0-9_@]{1,60}$"
-_LOWER = ("perplexity", "bits_per_byte", "brier", "loss", "nll", "ter", "wer")
+_LOWER = {"perplexity", "byte", "brier", "loss", "nll", "ter", "wer"}  # words of a metric's name
 
 
 def info(metric: str) -> MetricInfo:
@@ -287,7 +288,7 @@ def info(metric: str) -> MetricInfo:
     if not metric.startswith(LM_EVAL):
         raise KeyError(metric)
     of = metric.rsplit(".", 1)[-1]
-    lower = any(word in of for word in _LOWER)
+    lower = not _LOWER.isdisjoint(re.split(r"[_@]", of))
     return MetricInfo(
         metric,
         "utility",

@@ -83,7 +83,7 @@ class StopWhen(Spec):
         0.9,
         ge=0,
         le=1,
-        description="where no gate speaks of utility: the share of retain.probability that must stay",
+        description="where no gate that a look can measure speaks of utility: the share of retain.probability to stay",
     )
 
 

@@ -27,7 +27,7 @@ from transformers import (
 
 from core.anatomy import decoder_layers
 from core.data.encode import EncodedSet
-from core.evaluation.score import score
+from core.evaluation.score import How, score
 from core.forward import choose_attention, collate, generating, packs, states
 from core.model import positions
 from core.spec.records import Record
@@ -209,8 +209,7 @@ def test_generation_ends_where_learned_positions_end(tokenizer: Any) -> None:
         model,
         encoder,
         EncodedSet(tuple(records), examples, ()),
-        batch_tokens=1,
-        max_new_tokens=64,
+        How(batch_tokens=1, max_new_tokens=64),
         stop=tiny.STOP,
     )
     assert long.rouge_l is not None

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from core.errors import ModelError
-from core.evaluation.score import generate_answers
+from core.evaluation.generate import generate_answers
 from core.forward import generating, packs
 from core.model import load, save
 from tests import tiny

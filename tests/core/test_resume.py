@@ -82,6 +82,75 @@ def test_stopped_at_any_boundary(unlearnt: Reciter, tmp_path: Path) -> None:
     assert stopped_in >= {"score_before", "train", "score_after"}
 
 
+class Asked(StopFlag):
+    """Never says stop; notes, each time it is asked, how many events there were before."""
+
+    def __init__(self, heard: Recorder) -> None:
+        super().__init__()
+        self.heard = heard
+        self.after: list[int] = []
+
+    def __bool__(self) -> bool:
+        self.after.append(len(self.heard.events))
+        return False
+
+    def kinds(self) -> dict[tuple[str, str, str], list[int]]:
+        """Which times it was asked in each phase, between which two kinds of events."""
+        found: dict[tuple[str, str, str], list[int]] = {}
+        for time, events in enumerate(self.after, start=1):
+            phase = [e["phase"] for e in self.heard.events[:events] if e["event"] == "phase"][-1]
+            last, following = (self.heard.events[i]["event"] for i in (events - 1, events))
+            found.setdefault((phase, last, following), []).append(time)
+        return found
+
+
+# Ends early; and goes to its end, where an earlier step is delivered.
+CHOOSING: dict[str, tuple[str, float]] = {"early": ("GradDiff", 0.5), "late": ("GA", 0.0)}
+
+
+@pytest.mark.parametrize("ending", CHOOSING)
+def test_stopped_while_choosing_what_to_deliver(ending: str, unlearnt: Reciter, tmp_path: Path) -> None:
+    method, at_most = CHOOSING[ending]
+    gates = [
+        {"metric": "forget.probability", "relative_to": "before", "at_most": at_most},
+        {"metric": "retain.probability", "relative_to": "before", "at_least": 0.9},
+        {"metric": "forget.rouge_l", "at_most": 0.9},
+    ]
+    spec = unlearnt.spec(
+        method=method,
+        optimizer={"name": "adamw", "lr": 2e-3},
+        training=TRAINING | {"stop_when": {"every": 1}},
+        evaluation=QUICK | {"batch_tokens": 256, "plots": False},
+        gates=gates,
+    )
+    heard = Recorder()
+    asked = Asked(heard)
+    undisturbed = carry_out(spec, tmp_path / "whole", heard, stop=asked).report.training
+    assert undisturbed.stopped_early == (ending == "early")
+    assert (undisturbed.delivered_step == undisturbed.steps) == (ending == "early")
+
+    kinds = {kind: times for kind, times in asked.kinds().items() if kind[0] in ("train", "score_after")}
+    # In a look, in its texts, in training, and when all is chosen.
+    assert kinds.keys() >= {
+        ("train", "step", "look"),
+        ("train", "look", "step"),
+        ("score_after", "progress", "progress"),
+    }
+    assert (("train", "look", "look") in kinds) == (ending == "early")
+    for kind, times in kinds.items():
+        time = times[len(times) // 2]
+        out = tmp_path / str(time)
+        with pytest.raises(Stopped):
+            carry_out(spec, out, stop=StopAt(time))
+        # Another machine would have the checkpoint alone.
+        for folder in ("best", "rows"):
+            shutil.rmtree(out / folder, ignore_errors=True)
+        done = carry_out(spec, out).report.training
+        assert weights_digest(out) == weights_digest(tmp_path / "whole"), f"stopped at boundary {time}, {kind}"
+        assert (done.looks, done.curve) == (undisturbed.looks, undisturbed.curve)
+        assert (done.delivered_step, done.stopped_early) == (undisturbed.delivered_step, undisturbed.stopped_early)
+
+
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(unlearnt: Reciter, tmp_path: Path) -> None:
     spec = wanted(unlearnt, "npo+nll", "adamw")
     whole, out = tmp_path / "whole", tmp_path / "out"

@@ -70,6 +70,24 @@ def test_a_run_is_the_same_twice_and_differs_by_seed_but_not_by_looking(unlearnt
     assert digest("other", seed=1) != first
 
 
+def test_without_a_gate_on_forgetting_a_run_is_inconclusive(unlearnt: Reciter, tmp_path: Path) -> None:
+    # What must stay has stayed, and answers must still be likely: nothing asks whether any was forgotten.
+    gates = [
+        {"metric": "retain.probability", "relative_to": "before", "at_least": 0.0},
+        {"metric": "forget.probability", "at_least": 0.0},
+        {"metric": "forget.repetition", "at_most": 1.0},
+    ]
+    for name, asked in (("none", []), ("held", gates)):
+        wanted = unlearnt.spec(training=TRAINING, gates=asked, evaluation=QUICK | {"plots": False})
+        verdict = carry_out(wanted, tmp_path / name).report.verdict
+        assert [result.outcome for result in verdict.gates] == ["held"] * len(asked)
+        assert (verdict.verdict, len(verdict.reasons)) == ("inconclusive", 1)
+        assert verdict.reasons[0].startswith("No gate speaks of forgetting")
+    # A failed gate beats what was not asked.
+    wanted = unlearnt.spec(training=TRAINING, gates=[gates[0] | {"at_least": 1e6}], evaluation=QUICK | {"plots": False})
+    assert carry_out(wanted, tmp_path / "failed").report.verdict.verdict == "not_passed"
+
+
 def test_a_refusal_is_what_the_forget_rows_are_trained_on(unlearnt: Reciter, tmp_path: Path) -> None:
     method = {"name": "refusal", "refusals": ["I cannot say."]}
     heard = Recorder()

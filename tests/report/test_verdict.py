@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.report.schema import Absent, Measured, Measurement, Verdict
-from core.report.verdict import NONE_ABOUT_FORGETTING, apply, judge, speaks_of_forgetting
+from core.report.verdict import NONE_ABOUT_FORGETTING, apply, judge
 from core.spec.gates import Gate
 from core.spec.metrics import info
 from core.spec.profiles import PROFILES, from_profile
@@ -212,13 +212,13 @@ def test_a_gate_relative_to_holdout(
     ],
 )
 def test_which_gates_speak_of_forgetting(gate: dict[str, Any], speaks: bool) -> None:
-    assert speaks_of_forgetting(Gate(**gate)) == speaks
+    assert Gate(**gate).speaks_of_forgetting == speaks
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_of_a_profiles_gates_those_on_what_to_forget_speak_of_it(name: str) -> None:
     gates = [Gate(**gate) for gate in from_profile(name)]
-    silent = {gate.metric for gate in gates if not speaks_of_forgetting(gate)}
+    silent = {gate.metric for gate in gates if not gate.speaks_of_forgetting}
     assert silent == {"forget.repetition", "retain.probability", "retain.rouge_l"}
     assert len(silent) < len(gates)
 
@@ -347,7 +347,7 @@ def test_failed_beats_unmeasured_beats_held(
     outcomes = [gate.outcome for gate in result.gates]
     if "failed" in outcomes:
         expected = "not_passed"
-    elif "unmeasured" in outcomes or not any(speaks_of_forgetting(gate) for gate in asked):
+    elif "unmeasured" in outcomes or not any(gate.speaks_of_forgetting for gate in asked):
         expected = "inconclusive"
     else:
         expected = "passed"

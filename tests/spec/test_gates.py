@@ -96,7 +96,7 @@ LACKING: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...], dict[s
     ),
     "The task 'arc_easy' in evaluation.lm_eval.tasks": (
         {"metric": "lm_eval.arc_easy.acc", "at_least": 0.5},
-        {"lm_eval": {"tasks": ["arc"]}},
+        {"lm_eval": {"tasks": ["arc_challenge"]}},
         (),
         LM_EVAL,
         (),
