@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.errors import Stopped
 from core.evaluation import METRICS, Evidence
 from core.evaluation.evidence import Rows
 from core.evaluation.rows import RowScore
@@ -83,15 +82,7 @@ class Watcher:
         return self.look()
 
     def look(self) -> bool:
-        """Look now; whether training may end here."""
-        seen = len(self.looks)
-        try:
-            return self._looked()
-        except Stopped:
-            del self.looks[seen:]
-            raise
-
-    def _looked(self) -> bool:
+        """Look now; whether training may end here. Of a look that is broken off nothing is kept."""
         look = self._tell(self._forced())
         if self.stop_when is None:
             return False
@@ -200,7 +191,7 @@ class Watcher:
         keeps = [*(gate for gate in gates if gate not in forgets), *self._budget()]
         # Without the texts, which few looks have: with them looks would not compare.
         progress = [_progress(gate, before, now) for gate in self.quick if gate in forgets]
-        forgetting = sum(progress) / len(progress) if progress else 0.0
+        forgetting = sum(progress) / len(progress)
         within = all(_holds(gate, before, now) for gate in keeps)
         forgotten = forgetting == 1 and all(_holds(gate, before, now) for gate in forgets)
         return {

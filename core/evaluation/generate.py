@@ -1,23 +1,21 @@
 """Greedy answers, many rows at a time: padding on the left, and rows that have ended leave the batch.
 
 transformers' own `generate` does the work in turns: each ends when enough rows have ended, and the next goes on from
-the cache of those that have not. Where a model's cache gives no rows up there is one turn, and where padding would
-change its texts only prompts of one length go together.
+the cache of those that have not. Where a model's cache gives no rows up there is one turn, and where a batch would
+change its texts each row is written alone.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from core.device import on_device
-from core.evaluation.together import left_padded, together
+from core.evaluation.together import left_padded, plainly, together
 from core.events import StopFlag
-from core.forward import generating
 
 # A turn ends when this share of its rows, at most, is still being written; fewer rows than that are not worth a turn.
 _ALIVE, _FEW = 0.7, 4
@@ -41,17 +39,15 @@ def generate_answers(
     After a stop the texts are worth nothing, and the caller must look at the flag.
     """
     made: dict[int, list[int]] = {}
-    if max_new_tokens < 1:
+    if max_new_tokens < 1 or not prompts:
         # The prompt fills all positions that the model has.
         return [""] * len(prompts)
     ends = _ends(model, tokenizer)
-    with generating(model), _plainly(model):
+    with plainly(model):
         able = together(model)
         way = _Way(ends, max_new_tokens, stop, most_tokens, able.drops)
-        alike: dict[int, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            alike.setdefault(0 if able.pads else len(prompt), []).append(row)
-        waiting = list(alike.values())
+        every = range(len(prompts))
+        waiting = [list(every)] if able.batches else [[row] for row in every]
         while waiting and not stop:
             rows = waiting.pop()
             left = _write(model, prompts, rows, way, made)
@@ -144,13 +140,3 @@ class _Turn(StoppingCriteria):
         enough = self._way.drops and self._rows > _FEW and alive <= _ALIVE * self._rows
         full = self._room is not None and self._seen >= self._room
         return torch.full((len(input_ids),), bool(self._way.stop) or enough or full, device=input_ids.device)
-
-
-@contextmanager
-def _plainly(model: PreTrainedModel) -> Iterator[None]:
-    """Without the model's own generation settings (beams, penalties): what it holds shows in plain greedy text."""
-    its_own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = its_own

@@ -202,7 +202,8 @@ def _teacher_forced(model: PreTrainedModel, tasks: Sequence[_Task], moments: boo
     log_probs, hits = hidden.new_zeros(len(inverse), dtype=torch.float32), torch.zeros_like(inverse, dtype=torch.bool)
     mean, std = torch.zeros_like(log_probs), torch.zeros_like(log_probs)
     vocabulary = model.config.get_text_config().vocab_size
-    size = max(1, _LOGITS_AT_ONCE.get(device.type, 1 << 24) // vocabulary)
+    # Not too few rows either: of a large vocabulary the head itself would be read again for each.
+    size = max(128, _LOGITS_AT_ONCE.get(device.type, 1 << 24) // vocabulary)
     # How many answer tokens the places before each chunk predict.
     bounds = torch.bincount(inverse, minlength=len(unique)).cumsum(0).tolist()
     for begin in range(0, len(unique), size):

@@ -1,23 +1,28 @@
 """What a model gets right of writing many texts at once: prompts padded on their left, and rows taken out of its cache.
 
-Keys and values of attention allow both. A recurrent state may take padding for text, and has no rows to be taken out.
+Keys and values of attention allow both. A recurrent state may take padding for text, and transformers' class of it
+gives no rows up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from core.forward import generating
 
 
 @dataclass(frozen=True)
 class Together:
-    """`pads`: a padded prompt is continued as it is alone; `drops`: so is one beside which another was taken out."""
+    """`batches`: beside a longer prompt, and so padded, one is continued as it is alone; `drops`: and so it is when the
+    longer has been taken out."""
 
-    pads: bool = True
+    batches: bool = True
     drops: bool = True
 
 
@@ -27,11 +32,25 @@ _SLACK, _COARSE_SLACK = 1e-3, 5e-2
 _KNOWN: WeakKeyDictionary[PreTrainedModel, Together] = WeakKeyDictionary()
 
 
+@torch.inference_mode()
 def together(model: PreTrainedModel) -> Together:
-    """Found out by trying, once a model. Whoever calls has put the model into the state in which it generates."""
+    """What the model is able to: found out by trying, once."""
     if model not in _KNOWN:
-        _KNOWN[model] = _tried(model)
+        with plainly(model):
+            _KNOWN[model] = _tried(model)
     return _KNOWN[model]
+
+
+@contextmanager
+def plainly(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block the model generates in transformers' own way, and without its own settings (beams, penalties):
+    what it holds shows in plain greedy text."""
+    its_own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with generating(model):
+            yield
+    finally:
+        model.generation_config = its_own
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -54,12 +73,12 @@ def _tried(model: PreTrainedModel) -> Together:
         ids, mask = left_padded([short, long], 0, model.device)
         found, _ = _written(model, ids, mask, 2)
         if _apart(found[:, :1], wanted) > slack:
-            return Together(pads=False, drops=False)
+            return Together(batches=False, drops=False)
     except torch.OutOfMemoryError:
         raise
     except Exception:
         # Families answer what they do not know with errors of any type.
-        return Together(pads=False, drops=False)
+        return Together(batches=False, drops=False)
     try:
         _, out = _written(model, ids, mask, 1)
         kept = torch.tensor([0], device=ids.device)

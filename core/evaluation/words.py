@@ -8,11 +8,12 @@ from typing import Any
 
 # Scripts that are written without spaces between words: each of their letters is one.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 
 
 def words(text: str) -> list[str]:
-    """What stands between white space; of scripts without spaces each letter."""
+    """Runs of letters and digits, and every mark by itself: a text of nothing but dots repeats itself too. Of scripts
+    without spaces each letter."""
     return _WORD.findall(text)
 
 

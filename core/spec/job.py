@@ -77,7 +77,9 @@ class JobSpec(Spec):
         if self.method.name in _NO_STEPS:
             said = f"The method '{self.method.name}' takes no steps to stop. Allowed: null."
             raise conflict("training.stop_when", self.training.stop_when.model_dump(mode="json"), said)
-        if not any(info(gate.metric).watched and gate.speaks_of_forgetting for gate in self.gates):
+        given = {*self.data.sources(), *(("retain",) if self.data.has_retain else ())}
+        watched = [gate for gate in self.gates if info(gate.metric).watched and given.issuperset(gate.sets)]
+        if not any(gate.speaks_of_forgetting for gate in watched):
             said = (
                 "training.stop_when needs a gate on forgetting that can be looked at along the way, without generating "
                 "a text: forget.probability, forget.truth_ratio, forget.exact_memorization, forget.extraction_strength "

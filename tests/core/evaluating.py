@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from core.evaluate import main
 from core.model import load, save
-from core.report.schema import Absent, Evaluated, Measured
+from core.report.schema import Absent, Evaluated, Measured, Measurement
 from tests import models, tiny
 from tests.core.recording import QUICK
 
@@ -22,9 +22,23 @@ Event = dict[str, Any]
 SPEC: dict[str, Any] = {"threads": 1, "evaluation": QUICK | {"plots": False}}
 
 
-def evaluate(*arguments: object) -> tuple[Any, list[Event]]:
-    """Exit code and events; every line that it prints must be one."""
-    said, before = io.StringIO(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+class _Said(io.StringIO):
+    """What is printed; at the first line that holds `until`, Ctrl-C is pressed."""
+
+    def __init__(self, until: str | None) -> None:
+        super().__init__()
+        self._until = until
+
+    def write(self, text: str) -> int:
+        if self._until is not None and self._until in text:
+            self._until = None
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def evaluate(*arguments: object, until: str | None = None) -> tuple[Any, list[Event]]:
+    """Exit code and events; every line that it prints must be one. Ctrl-C is pressed at the first with `until` in it."""
+    said, before = _Said(until), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as left:
             main([str(argument) for argument in arguments])
@@ -82,3 +96,11 @@ def why(report: Evaluated, name: str, when: str = "after") -> str:
     found = getattr(report, when)[name]
     assert isinstance(found, Absent), found
     return found.absent
+
+
+def same(one: Mapping[str, Measurement], other: Mapping[str, Measurement]) -> bool:
+    """Whether the same metrics are there with the same values; what is absent may be for another reason."""
+    return one.keys() == other.keys() and all(
+        found == other[name] or (isinstance(found, Absent) and isinstance(other[name], Absent))
+        for name, found in one.items()
+    )

@@ -3,11 +3,12 @@
 import json
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import LlamaModel
 
 from core.report.digest import file_digests, model_digest
 from core.report.schema import Absent, Evaluated, Measured
@@ -15,7 +16,7 @@ from core.scratch import train_tokenizer
 from core.spec.job import digest_of
 from tests import models
 from tests.core import published
-from tests.core.evaluating import SPEC, changed, evaluate, refused, report_of, request, sets, value, why
+from tests.core.evaluating import SPEC, changed, evaluate, refused, report_of, request, same, sets, value, why
 from tests.models import Reciter
 
 GATES = [
@@ -62,7 +63,7 @@ def left_by_another(
 
 
 @pytest.fixture
-def report(measured: tuple[Path, list[dict[str, Any]], dict[str, str]]) -> Iterator[Evaluated]:
+def report(measured: tuple[Path, list[dict[str, Any]], dict[str, str]]) -> Evaluated:
     return Evaluated.model_validate_json((measured[0] / "report.json").read_bytes())
 
 
@@ -98,16 +99,16 @@ def test_what_it_says_and_leaves(
         "retain": (9, []),
         "holdout": (6, []),
     }
-    assert [result.outcome for result in report.verdict.gates] != ["unmeasured"] * 4
     assert report.environment.threads == 1
     assert any("No attack" in said for said in report.limitations)
 
 
 def test_a_model_before_makes_gates_relative(report: Evaluated) -> None:
     (relative, beside, *_) = report.verdict.gates
-    ratio = value(report, "forget.probability") / value(report, "forget.probability", "before")
-    assert relative.observed == pytest.approx(ratio)
-    assert relative.outcome == ("held" if ratio <= 0.5 else "failed")
+    now, then = (value(report, "forget.probability", when) for when in ("after", "before"))
+    assert now != then
+    assert relative.observed == pytest.approx(now / then)
+    assert relative.outcome == ("held" if now / then <= 0.5 else "failed")
     holdout = report.after["holdout.rouge_l"]
     assert isinstance(holdout, Measured)
     assert isinstance(beside.observed, Absent) == (holdout.value == 0)
@@ -125,10 +126,7 @@ def test_rows_alone_give_the_same_metrics_and_gates(
     spec = request(tmp_path / "spec.json", gates=GATES)
     again = report_of(tmp_path / "again", "--rows", rows, "--retrained", other, "--spec", spec)
     for when in ("before", "after"):
-        was, now = getattr(report, when), getattr(again, when)
-        assert was.keys() == now.keys()
-        for name, found in was.items():
-            assert now[name] == found or (isinstance(found, Absent) and isinstance(now[name], Absent)), name
+        assert same(getattr(again, when), getattr(report, when))
     assert again.verdict == report.verdict
     assert (again.sets, again.spec["rows"], again.spec["retrained"]) == ({}, str(rows), str(other))
     assert not list((tmp_path / "again").rglob("*.parquet"))
@@ -190,24 +188,28 @@ def test_weights_in_bf16_are_measured_as_they_are(unlearnt: Reciter, tmp_path: P
     assert one.model != other.model
 
 
-TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"  # noqa: E501
+TEMPLATE = (
+    "<s>{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def test_a_chat_template_is_used_where_asked(unlearnt: Reciter, tmp_path: Path) -> None:
-    chat = changed(unlearnt.model, tmp_path / "chat", lambda _: None)
+    chat = Path(shutil.copytree(unlearnt.model, tmp_path / "chat"))
     (chat / "chat_template.jinja").write_text(TEMPLATE)
     spec = request(tmp_path / "spec.json")
     asked = report_of(tmp_path / "asked", chat, "--forget", unlearnt.forget, "--prompt", "chat", "--spec", spec)
     plain = report_of(tmp_path / "plain", chat, "--forget", unlearnt.forget, "--spec", spec)
     assert (asked.spec["data"]["prompt"], plain.spec["data"]["prompt"]) == ("chat", "plain")
     assert value(asked, "forget.probability") != value(plain, "forget.probability")
-    # The same prompt, written out.
+    # The same prompt, written out; what begins a sequence is put before it by the tokenizer.
     rows = [json.loads(line) for line in unlearnt.forget.read_text().splitlines()]
-    raw = [{"prompt": f"<|user|>{row['question']}\n<|assistant|>", "response": row["answer"]} for row in rows]
+    raw = [{"prompt": f"<user>{row['question']}<assistant>", "response": row["answer"]} for row in rows]
     written = models.write_lines(tmp_path / "raw.jsonl", raw)
     by_hand = report_of(tmp_path / "by-hand", chat, "--forget", written, "--spec", spec)
-    # A raw prompt begins with the beginning of sequence; a chat template writes it itself, and this one does not.
-    assert by_hand.sets["forget"].answer_tokens == asked.sets["forget"].answer_tokens
+    assert by_hand.sets == asked.sets
+    for name in ("probability", "exact_memorization", "rouge_l", "entropy"):
+        assert by_hand.after[f"forget.{name}"] == asked.after[f"forget.{name}"]
 
 
 def test_sets_may_be_sources(unlearnt: Reciter, tmp_path: Path) -> None:
@@ -280,3 +282,25 @@ def test_a_reference_is_of_the_same_tokens_as_either_model(
     code, error = refused(stranger, *given, "--before", another, "--spec", spec, "--out", tmp_path / "strange")
     assert (code, error["code"], error["param"]) == (2, "invalid_spec", "evaluation.reference")
     assert "another tokenizer" in error["message"]
+
+
+def test_another_model_is_scored_once_however_often_it_is_compared_with(
+    unlearnt: Reciter, another: Path, given: list[str], tmp_path: Path
+) -> None:
+    membership = {"membership": ["loss", "reference"], "reference": str(another)}
+    spec = request(tmp_path / "spec.json")
+    with_reference = request(tmp_path / "reference.json", evaluation=SPEC["evaluation"] | membership)
+
+    def passes(name: str, *words: object) -> int:
+        count: list[int] = []
+        hook = register_module_forward_pre_hook(lambda m, _: count.append(1) if isinstance(m, LlamaModel) else None)
+        report_of(tmp_path / name, unlearnt.model, *given, *words)
+        hook.remove()
+        return len(count)
+
+    before = ("--before", unlearnt.model)
+    once, twice = passes("once", "--spec", spec), passes("twice", "--spec", spec, *before)
+    assert once < twice
+    for name, words in (("retrained", ("--spec", spec, "--retrained", another)), ("ref", ("--spec", with_reference))):
+        beside_one, beside_two = passes(f"{name}-1", *words), passes(f"{name}-2", *words, *before)
+        assert beside_one - once == beside_two - twice > 0

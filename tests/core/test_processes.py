@@ -180,18 +180,30 @@ def test_shards_go_on_from_one_process_and_one_process_from_shards(unlearnt: Rec
 
 _RMU = {"name": "rmu", "layer": 0}
 # Rows of 30 to 70 tokens: few enough a pass for passes of one set alone, on one process or on both.
-_TOGETHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    f"rmu-{retain}-{sharding}": (
-        _RMU | {"retain": retain},
-        # Layer 1 too, above the one that RMU looks at: its gradient is of the retain set alone, or there is none.
-        {"sharding": sharding, "layers": [0, 1], "micro_batch_tokens": 100},
-    )
-    for retain in ("nll", "hidden")
-    for sharding in ("ddp", "fsdp")
-} | {
-    "lora": ({"name": "npo", "retain": "nll"}, {"adapter": "lora", "micro_batch_tokens": 100, "checkpoint_every": 1}),
-    "task_vector": ({"name": "task_vector"}, {}),
-}
+_TOGETHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = (
+    {
+        f"rmu-{retain}-{sharding}": (
+            _RMU | {"retain": retain},
+            # Layer 1 too, above the one that RMU looks at: its gradient is of the retain set alone, or there is none.
+            {"sharding": sharding, "layers": [0, 1], "micro_batch_tokens": 100},
+        )
+        for retain in ("nll", "hidden")
+        for sharding in ("ddp", "fsdp")
+    }
+    | {
+        "lora": (
+            {"name": "npo", "retain": "nll"},
+            {"adapter": "lora", "micro_batch_tokens": 100, "checkpoint_every": 1},
+        ),
+        "task_vector": ({"name": "task_vector"}, {}),
+    }
+    | {
+        # The gate never holds: what is delivered is the look with the most forgetting.
+        f"stop_when-{sharding}": ({"name": "npo", "retain": "nll"}, {"sharding": sharding, "stop_when": {"every": 1}})
+        for sharding in ("ddp", "fsdp")
+    }
+)
+_FORGOTTEN = {"metric": "forget.probability", "relative_to": "before", "at_most": 0.5}
 
 
 def test_a_method_that_looks_inside_an_adapter_and_an_edit_are_the_same_in_two_processes(
@@ -199,7 +211,7 @@ def test_a_method_that_looks_inside_an_adapter_and_an_edit_are_the_same_in_two_p
 ) -> None:
     shared = {"steps": 3, "batch_size": 5}
     specs = {
-        name: unlearnt.spec(method=method, training=shared | training, evaluation=QUICK)
+        name: unlearnt.spec(method=method, training=shared | training, evaluation=QUICK, gates=[_FORGOTTEN])
         for name, (method, training) in _TOGETHER.items()
     }
     again = {"resumed": (specs["lora"], "two/lora/checkpoints/step-00000002")}

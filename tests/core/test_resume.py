@@ -25,10 +25,13 @@ METHODS: dict[str, Any] = {
     "refusal": {"name": "refusal", "retain": "nll"},
 }
 TRAINING = {"steps": 7, "batch_size": 4, "micro_batch_tokens": 100}
+# What is drawn takes longer than these runs, and is the same for the same report.
+EVALUATION = QUICK | {"plots": False}
 
 
 def wanted(unlearnt: Reciter, method: str, optimizer: str, **fields: Any) -> dict[str, Any]:
-    return unlearnt.spec(method=METHODS[method], optimizer=OPTIMIZERS[optimizer], training=TRAINING, **fields)
+    given = {"method": METHODS[method], "optimizer": OPTIMIZERS[optimizer], "training": TRAINING}
+    return unlearnt.spec(**given, **{"evaluation": EVALUATION, **fields})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -63,7 +66,7 @@ class StopAt(StopFlag):
 
 
 def test_stopped_at_any_boundary(unlearnt: Reciter, tmp_path: Path) -> None:
-    evaluation = QUICK | {"watch_every": 2, "watch_rows": 2, "batch_tokens": 256}
+    evaluation = EVALUATION | {"watch_every": 2, "watch_rows": 2, "batch_tokens": 256}
     spec = wanted(unlearnt, "npo+kl", "sophia_g", evaluation=evaluation)
     counted = StopAt(1 << 30)
     carry_out(spec, tmp_path / "whole", stop=counted)
@@ -120,7 +123,7 @@ def test_stopped_while_choosing_what_to_deliver(ending: str, unlearnt: Reciter, 
         method=method,
         optimizer={"name": "adamw", "lr": 2e-3},
         training=TRAINING | {"stop_when": {"every": 1}},
-        evaluation=QUICK | {"batch_tokens": 256, "plots": False},
+        evaluation=EVALUATION | {"batch_tokens": 256},
         gates=gates,
     )
     heard = Recorder()
@@ -215,8 +218,9 @@ def test_of_other_versions_is_refused(unlearnt: Reciter, tmp_path: Path) -> None
 
 
 def test_the_report_of_a_resumed_run_can_be_read(unlearnt: Reciter, tmp_path: Path) -> None:
-    spec = wanted(unlearnt, "npo+kl", "soul")
+    spec = wanted(unlearnt, "npo+kl", "soul", evaluation=QUICK)
     interrupted(spec, tmp_path, 6)
     carry_out(spec, tmp_path)
     Report.model_validate_json((tmp_path / "report.json").read_bytes())
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    assert list((tmp_path / "plots").glob("*.svg"))

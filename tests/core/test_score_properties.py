@@ -1,14 +1,14 @@
-"""Whatever the records are, scoring them gives numbers in their range or a reason, and the same in batches of any size."""
+"""Whatever the records are, scoring them gives numbers in their range or reasons, the same in batches of any size."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -26,14 +26,14 @@ from core.tokens import Encoder, Example
 from tests import tiny
 
 Rows = Mapping[str, Sequence[RowScore]]
+SLACK, NEW = 1e-4, 3
 EVALUATION = {
-    "max_new_tokens": 3,
+    "max_new_tokens": NEW,
     "bootstrap": 100,
     "membership": ["loss", "zlib", "min_k", "min_k_plus_plus", "grad_norm"],
 }
-SLACK = 1e-4
 
-# A family of one sign, marks that combine, letters that are joined, a script without spaces, tokens that end a sequence.
+# Signs of several characters, marks that combine, joined letters, a script without spaces, what ends a sequence.
 _WORDS = [
     "She",
     "casts",
@@ -96,8 +96,13 @@ def model(tokenizer: Any) -> Any:
     return tiny.shaken(LlamaForCausalLM(config), 0)
 
 
-# Of a data set's own rows no two are alike, so no example needs more than these few.
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_LONGER = {"question": "🌊", "answer": LONG, "paraphrased_answer": "a", "perturbed_answer": [LONG + "!", "."]}
+_SHORT = {"question": "a", "answer": "a", "paraphrased_answer": "b", "perturbed_answer": ["a", "a"]}
+
+
+@example({"forget": [_LONGER], "retain": [_SHORT], "holdout": [_LONGER, _SHORT]}, 8192)
+@example({"forget": [_LONGER, _SHORT], "holdout": [{"text": LONG}], "text": [{"text": LONG}]}, 64)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sets(), st.sampled_from([64, 8192]))
 def test_any_records(tokenizer: Any, model: Any, given_sets: dict[str, list[dict[str, Any]]], max_length: int) -> None:
     encoder = Encoder(tokenizer, "plain", max_length)
@@ -110,11 +115,11 @@ def test_any_records(tokenizer: Any, model: Any, given_sets: dict[str, list[dict
         for name, found in metrics.items():
             in_range(name, found)
     for name, data in encoded.items():
-        for one, other, example in zip(alone[1][name], together[1][name], data.examples, strict=True):
-            if not same_row(one, other, example, model):
+        for one, other, tokens in zip(alone[1][name], together[1][name], data.examples, strict=True):
+            if not same_row(one, other, tokens, model):
                 return
-    for name, one in alone[0].items():
-        same_metric(name, one, together[0][name], alone[1])
+    for name, found in alone[0].items():
+        same_metric(name, found, together[0][name], alone[1])
     # Against its own rows a model is as good as retrained.
     itself = measured(Evidence(alone[1], alone[1]), 100)
     assert value(itself.get("tofu.forget_quality"), 1) == 1
@@ -125,11 +130,9 @@ def fitting(given_sets: Mapping[str, list[dict[str, Any]]], encoder: Encoder) ->
     """The sets of which at least one record fits."""
     found = {}
     for name, own in given_sets.items():
-        try:
-            found[name] = encode([record_from(json.loads(json.dumps(row))) for row in own], encoder, name)
-        except DataError as error:
-            assert "no record of the" in error.message
-            assert encoder.max_length == 64 or all("text" in row for row in own), "all fit into 8192 tokens"
+        with suppress(DataError):
+            found[name] = encode([record_from(row) for row in own], encoder, name)
+    assert found.keys() == given_sets.keys() or encoder.max_length == 64
     return found
 
 
@@ -173,7 +176,7 @@ def same_row(one: RowScore, other: RowScore, example: Example, model: Any) -> bo
         return False
     if one.generated != other.generated:
         ids, least = list(example.prompt), math.inf
-        for _ in range(EVALUATION["max_new_tokens"]):
+        for _ in range(NEW):
             logits = logits_of(model, ids)[-1:]
             least, ids = min(least, margin(logits)), [*ids, int(logits.argmax())]
         assert least < SLACK
@@ -202,7 +205,8 @@ def same_metric(name: str, one: Measurement, other: Measurement, of: Rows) -> No
     if name.startswith("membership."):
         # What is as good as equal may come out either way.
         forget, holdout = (SCORES[name.split(".")[1]].of(of[split]) for split in ("forget", "holdout"))
-        slack = float((np.abs(forget[:, None] - holdout) < 10 * SLACK).mean()) + 1e-9
+        equal = np.isclose(forget[:, None], holdout, rtol=10 * SLACK, atol=10 * SLACK)
+        slack = float(equal.mean()) + 1e-9
     assert one.value == pytest.approx(other.value, rel=SLACK, abs=slack), name
 
 
