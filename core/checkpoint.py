@@ -116,7 +116,7 @@ def save(
         best=best,
         processes=world.size,
     )
-    weights, optimizer = _whole(world, _trained(trainer)), _whole(world, _optimizer_state(trainer))
+    weights, optimizer = whole(world, _trained(trainer)), whole(world, _optimizer_state(trainer))
     tensors = {"weights": weights, "optimizer": optimizer, "reference": trainer.reference.tensors()}
     return world.from_first(lambda: _written(target, state, tensors, beside))
 
@@ -305,7 +305,7 @@ def _optimizer_state(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}/{slot}", value
 
 
-def _whole(world: Processes, tensors: Iterable[tuple[str, Tensor]]) -> Tensors:
+def whole(world: Processes, tensors: Iterable[tuple[str, Tensor]]) -> Tensors:
     """Whole tensors in main memory, in the first process alone; one after the other, since shards are for models that
     fit nowhere whole but there."""
     made = {}

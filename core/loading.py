@@ -16,6 +16,7 @@ from core.data.trained_on import check_records
 from core.edits.retrain import check_base
 from core.errors import ModelError
 from core.evaluation import scorer
+from core.evaluation.others import check_others
 from core.optim import check_available
 from core.report.digest import file_digests, model_digest
 from core.spec.job import JobSpec
@@ -51,6 +52,7 @@ def load(
     check_records(spec, records)
     check_available(spec.optimizer)
     scorer.check(spec)
+    check_others(spec, inputs)
     digest = model_digest(file_digests(folder, follow_links=True))
     if expected is not None and digest != expected:
         raise ModelError(f"{folder} is no longer what was registered: its digest is {digest}", param="model")

@@ -134,10 +134,14 @@ def run(
             within(watcher.close)
         # One is left ahead of an edit, a merge or a choice, since resuming does it again.
         chosen = watcher.best if spec.training.stop_when and watcher.best is not None else trainer.step
-        changed = edit.after is not None or tuning.settles(spec) or chosen != trainer.step
+        # Nor may it cost hours of what comes after; and what trained the model need not stand beside it then.
+        long = bool(spec.evaluation.attacks or spec.evaluation.lm_eval or spec.evaluation.retrained)
+        changed = edit.after is not None or tuning.settles(spec) or chosen != trainer.step or long
         if changed and trainer.steps:
             saves()
         watcher.choose()
+        if changed:
+            trainer.let_go()
         if edit.after:
             edit.after(context)
         trained = _trained(trainer, watcher, chosen, state, saves.seconds, heard.seconds)

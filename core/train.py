@@ -114,6 +114,13 @@ class Trainer:
         self.curve.append({k: v for k, v in told.items() if v is not None})
         return told
 
+    def let_go(self) -> None:
+        """Give up what only further steps would need; none can be taken any more."""
+        self.optimizer.state.clear()
+        self.reference.sums.clear()
+        self.reference.hidden.clear()
+        self.reference.frozen_head = None
+
     def _clip(self) -> Tensor:
         """The norm of the gradient; the optimizer is told by how much to shorten it."""
         grads = [p.grad for p in self.parameters if p.grad is not None]

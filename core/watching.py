@@ -8,26 +8,27 @@ they then fail, after twice as many looks each time. Nothing here draws a random
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from core.checkpoint import whole
 from core.evaluation import METRICS, Evidence
 from core.evaluation.evidence import Rows
 from core.evaluation.rows import RowScore
 from core.evaluation.scorer import Scorer
+from core.looks import Bar, Look, Values, worth_texts
 from core.parallel.sharding import spread
-from core.report.schema import Measured, Measurement
-from core.report.verdict import apply, beyond, observed
+from core.report.schema import Measured
 from core.spec.gates import Gate
 from core.spec.metrics import info
 from core.train import Trainer
 
-Look = dict[str, float]
 BEST = "best.safetensors"
 # Of what training costs, looks may cost this share; a step costs three forward passes over its rows.
 _SHARE, _STEP = 0.1, 3
@@ -38,6 +39,7 @@ _SETS = ("forget", "retain", "holdout")
 _STREAM = 7
 # Texts are asked of a quarter of the rows, or of this many.
 _FEWEST = 8
+_RESAMPLES = 200
 
 
 @dataclass
@@ -62,14 +64,16 @@ class Watcher:
         # Only what something is asked of is looked at.
         asked = {split for name in self.metrics for split in info(name).sets}
         self.rows = {name: rows for name, rows in self.rows.items() if rows and name in asked}
+        self.bar = Bar(self.quick, self.slow, self._budget())
         self.every = self._every()
+        self._held: dict[str, Tensor] | None = None
 
     def begin(self) -> None:
         """Look at the model as it is before the first step, with which later looks are compared; and make up for a look
         that was broken off."""
         if self.stop_when and not self.looks:
             before = self.scorer.rows("before")
-            self._tell({**self._forced(before), **(self._texts(before) if self.slow else {})})
+            self._told({**self._forced(before), **(self._texts(before) if self.slow else {})})
         # A run that was stopped in the middle of a look has it still before it.
         step = self.trainer.step
         if 0 < step < self.trainer.steps and not (self.looks and self.looks[-1]["step"] == step):
@@ -83,13 +87,13 @@ class Watcher:
 
     def look(self) -> bool:
         """Look now; whether training may end here. Of a look that is broken off nothing is kept."""
-        look = self._tell(self._forced())
+        values = self._forced()
         if self.stop_when is None:
+            self._told(values)
             return False
-        if look["forgetting"] == 1 and look["within_budget"] and self.slow and self._worth_a_text():
-            self.looks.pop()
-            seen = {name: value for name, value in look.items() if name in self.metrics}
-            look = self._tell({**seen, **self._texts()})
+        if self.slow and self._worth_texts(values):
+            values = {**values, **self._texts()}
+        look = self._told(values)
         if look["within_budget"] and look["forgetting"] >= self._most():
             self._keep()
         return self.enough
@@ -109,7 +113,7 @@ class Watcher:
         step = self.trainer.step
         if self.stop_when is None or self.best is None or self.best == step:
             return step
-        kept = load_file(self.folder / BEST)
+        kept = load_file(self._file())
         with torch.no_grad():
             for name, p in self.trainer.named:
                 p.copy_(spread(kept[name], p))
@@ -117,8 +121,8 @@ class Watcher:
 
     @property
     def files(self) -> list[Path]:
-        """What a checkpoint must hold so that another process can go on choosing."""
-        return [self.folder / BEST] if self.best is not None else []
+        """What a checkpoint must hold so that another process can go on choosing. All processes must ask."""
+        return [self._file()] if self.best is not None else []
 
     def _there(self, gate: Gate) -> bool:
         return all(name in self.scorer.sets and name in _SETS for name in gate.sets)
@@ -138,14 +142,20 @@ class Watcher:
         if asked is not None:
             return asked
         tokens = {name: [len(e.ids) for e in data.examples] for name, data in self.scorer.sets.items()}
-        look = sum(tokens[name][row] for name, rows in self.rows.items() for row in rows)
+        look = sum(self._tokens(name, row) for name, rows in self.rows.items() for row in rows)
         step = sum(
             spec.training.batch_size * float(np.mean(tokens[name])) for name in self.trainer.names if name in tokens
         )
         affordable = math.ceil(look / (_SHARE * _STEP * max(step, 1.0)))
         return max(1, affordable, 0 if self.stop_when else math.ceil(self.trainer.steps / 10))
 
-    def _forced(self, known: Rows | None = None) -> Look:
+    def _tokens(self, name: str, row: int) -> int:
+        """Tokens of a row in a look: with its other answers where the truth ratio is looked at."""
+        data = self.scorer.sets[name]
+        others = data.variants(row, self.scorer.encoder) if f"{name}.truth_ratio" in self.metrics else ()
+        return len(data.examples[row].ids) + sum(example.answer_tokens for _, example in others if example is not None)
+
+    def _forced(self, known: Rows | None = None) -> Values:
         """What teacher forcing shows of the model as it is; of rows `known` already nothing is computed again."""
         metrics = [name for name in self.metrics if not _text(name)]
         variants = {name for name in self.rows if f"{name}.truth_ratio" in metrics}
@@ -154,9 +164,9 @@ class Watcher:
             name: self._scored(name, rows, known, variants=name in variants, moments=moments, generate=False)
             for name, rows in self.rows.items()
         }
-        return _values(metrics, found)
+        return _measured(metrics, found)
 
-    def _texts(self, known: Rows | None = None) -> Look:
+    def _texts(self, known: Rows | None = None) -> Values:
         """What generated texts show, of the first few of the rows."""
         metrics = [name for name in self.metrics if _text(name)]
         asked = {split for name in metrics for split in info(name).sets}
@@ -165,45 +175,36 @@ class Watcher:
             for name, rows in self.rows.items()
             if name in asked
         }
-        return _values(metrics, found)
+        return _measured(metrics, found)
 
     def _scored(self, name: str, rows: Sequence[int], known: Rows | None, **how: bool) -> list[RowScore]:
         if known is not None:
             return [known[name][row] for row in rows]
         return self.scorer.look(name, rows, self.trainer.step, self.scorer.how(**how))
 
-    def _tell(self, values: Look) -> Look:
-        look: Look = {"step": self.trainer.step, **values}
+    def _told(self, values: Values) -> Look:
+        """The look that these values amount to, the same one in every process; told and noted."""
+        world, step = self.trainer.processes, self.trainer.step
+        numbers: Look = {name: m.value for name, m in values.items()}
         if self.stop_when:
-            look |= self._judged(values, texts=any(map(_text, values)))
+            numbers = self.bar.judged(values, self.looks, texts=any(map(_text, values)))
+        look = world.from_first(lambda: {"step": step, **numbers})
+        if self.stop_when:
             self.scorer.emit("look", **look)
         else:
-            self.scorer.emit("watch", step=self.trainer.step, metrics=values)
+            self.scorer.emit("watch", step=step, metrics={name: look[name] for name in values})
         self.looks.append(look)
         return look
 
-    def _judged(self, values: Mapping[str, float], texts: bool) -> Look:
-        assert self.stop_when
-        first = self.looks[0] if self.looks else values
-        before, now = _measurements(first), _measurements(values)
-        gates = [*self.quick, *(self.slow if texts else [])]
-        forgets = [gate for gate in gates if gate.speaks_of_forgetting]
-        keeps = [*(gate for gate in gates if gate not in forgets), *self._budget()]
-        # Without the texts, which few looks have: with them looks would not compare.
-        progress = [_progress(gate, before, now) for gate in self.quick if gate in forgets]
-        forgetting = sum(progress) / len(progress)
-        within = all(_holds(gate, before, now) for gate in keeps)
-        forgotten = forgetting == 1 and all(_holds(gate, before, now) for gate in forgets)
-        return {
-            "forgetting": forgetting,
-            "within_budget": float(within),
-            "texts": float(texts),
-            "enough": float(forgotten and within and (texts or not self.slow) and bool(self.trainer.step)),
-        }
+    def _worth_texts(self, values: Values) -> bool:
+        """Whether all that is known without texts would do, and it is time to ask them."""
+        known = replace(self.bar, slow=()).judged(values, [{**look, "texts": 0.0} for look in self.looks], texts=False)
+        return self.trainer.processes.agree(bool(known["enough"]) and worth_texts(self.looks))
 
     def _budget(self) -> list[Gate]:
-        assert self.stop_when
-        if "retain" not in self.rows or any(info(gate.metric).about == "utility" for gate in self.quick):
+        if self.stop_when is None or any(info(gate.metric).about == "utility" for gate in self.quick):
+            return []
+        if "retain" not in self.scorer.sets:
             return []
         return [Gate(metric="retain.probability", relative_to="before", at_least=self.stop_when.budget)]
 
@@ -211,27 +212,29 @@ class Watcher:
         """The most forgetting of the looks before the last that were inside the budget."""
         return max((o["forgetting"] for o in self.looks[1:-1] if o["within_budget"]), default=0.0)
 
-    def _worth_a_text(self) -> bool:
-        """Whether texts shall be generated at the look just made: each failure doubles the wait for the next."""
-        asked = [i for i, look in enumerate(self.looks[:-1]) if look["texts"] and look["step"]]
-        return not asked or len(self.looks) - 1 - asked[-1] >= 2 ** (len(asked) - 1)
-
     def _keep(self) -> None:
-        world, step = self.trainer.processes, self.trainer.step
-        weights = {name: world.whole(p) for name, p in self.trainer.named}
+        """Remember these weights, in the first process's main memory; a file is made of them when one is needed."""
+        kept = whole(self.trainer.processes, self.trainer.named)
+        # What trains in main memory is itself there: training would go on in what is to be kept.
+        on_cpu = self.trainer.model.device.type == "cpu"
+        self.best = self.trainer.step
+        self._held = {name: tensor.clone() if on_cpu else tensor for name, tensor in kept.items()}
+
+    def _file(self) -> Path:
+        """The best look's weights as a file, which the first process writes."""
+        file = self.folder / BEST
 
         def write() -> None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            draft = self.folder / f"{BEST}.part"
-            # A checkpoint may hold the old file as its own, by a link: it is replaced, never written over.
-            save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, draft)
-            draft.replace(self.folder / BEST)
+            if self._held is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                draft = self.folder / f"{BEST}.part"
+                # A checkpoint may hold the old file as its own, by a link: it is replaced, never written over.
+                save_file(self._held, draft)
+                draft.replace(file)
 
-        world.from_first(write)
-        self.best = step
-
-
-_FEWEST = 1
+        self.trainer.processes.from_first(write)
+        self._held = None
+        return file
 
 
 def _gated(gate: Gate) -> list[str]:
@@ -247,25 +250,6 @@ def _of_texts(gate: Gate) -> bool:
     return gate.metric.partition(".")[0] in _SETS and _text(gate.metric)
 
 
-def _values(metrics: Sequence[str], rows: Rows) -> Look:
-    measured = {name: METRICS[name](Evidence(rows), 1) for name in metrics}
-    return {name: m.value for name, m in measured.items() if isinstance(m, Measured)}
-
-
-def _measurements(values: Mapping[str, float]) -> dict[str, Measurement]:
-    return {name: Measured(value=value, rows=1, low=None, high=None) for name, value in values.items()}
-
-
-def _holds(gate: Gate, before: Mapping[str, Measurement], now: Mapping[str, Measurement]) -> bool:
-    return apply(gate.model_copy(update={"interval": False}), before, now).outcome == "held"
-
-
-def _progress(gate: Gate, before: Mapping[str, Measurement], now: Mapping[str, Measurement]) -> float:
-    """How far the gate has come from where it stood at first: 1 where it holds, 0 where nothing was gained."""
-    value, first = observed(gate, before, now), observed(gate, before, before)
-    if value is None or first is None:
-        return 0.0
-    left, at_first = beyond(gate, value), beyond(gate, first)
-    if left <= 0:
-        return 1.0
-    return max(0.0, 1 - left / at_first) if at_first > 0 else 0.0
+def _measured(metrics: Sequence[str], rows: Rows) -> Values:
+    found = {name: METRICS[name](Evidence(rows), _RESAMPLES) for name in metrics}
+    return {name: m for name, m in found.items() if isinstance(m, Measured)}

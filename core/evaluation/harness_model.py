@@ -17,6 +17,7 @@ from core.events import StopFlag
 from core.forward import collate, generating, head, hidden_states, packs
 from core.model import positions
 from core.tokens import Batch, Example, pad
+from core.views import LOGITS_AT_ONCE
 
 # Windows of a long text that lm-eval hands over at once.
 _WINDOWS = 256
@@ -91,9 +92,16 @@ class InMemory(HFLM):  # type: ignore[misc]
         return self._read(collate(self.model, examples, share=True), len(examples))
 
     def _read(self, batch: Batch, rows: int) -> list[tuple[float, bool]]:
-        logits = head(self.model, hidden_states(self.model, batch))
-        nll = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-        wrong = (logits.argmax(-1) != batch.targets).double()
+        hidden, targets = hidden_states(self.model, batch), batch.targets
+        vocabulary = self.model.config.get_text_config().vocab_size
+        parts = []
+        for some, wanted in zip(
+            *(t.split(max(128, LOGITS_AT_ONCE // vocabulary)) for t in (hidden, targets)), strict=True
+        ):
+            logits = head(self.model, some)
+            loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+            parts.append((loss, logits.argmax(-1) != wanted))
+        nll, wrong = (torch.cat(part) for part in zip(*parts, strict=True))
 
         def of_rows(numbers: Tensor) -> list[float]:
             sums = torch.zeros(rows, dtype=torch.float64, device=self.device)

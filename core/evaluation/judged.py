@@ -8,6 +8,7 @@ from core.data.encode import EncodedSet
 from core.evaluation.judges import JudgeMissing
 from core.evaluation.rows import RowScore
 from core.events import StopFlag
+from core.parallel.processes import ALONE, Processes
 from core.spec.evaluation import Beside, Classifier
 
 _COMPARED = ("forget", "retain", "real_authors", "world_facts")
@@ -20,6 +21,7 @@ def judge_answers(
     sets: Mapping[str, EncodedSet],
     device: torch.device,
     stop: StopFlag,
+    world: Processes = ALONE,
 ) -> dict[str, str]:
     """Fill in `nearest`; returns `{"embedder": reason}` where the judge cannot be had. Raises Stopped."""
     from core.evaluation import embedding
@@ -32,26 +34,42 @@ def judge_answers(
     ]
     asked = [(row, (row.generated, record.answer, record.perturbed_answers)) for row, record in judged]
     made = [(row, (text, answer, others)) for row, (text, answer, others) in asked if text is not None]
-    try:
-        found = embedding.nearest(judge, [texts for _, texts in made], device, stop)
-    except JudgeMissing as reason:
-        return {"embedder": str(reason)}
+
+    def judged_apart(stop: StopFlag) -> list[bool | None] | str:
+        try:
+            return embedding.nearest(judge, [texts for _, texts in made], device, stop)
+        except JudgeMissing as reason:
+            return str(reason)
+
+    found = world.apart(judged_apart, stop)
+    if isinstance(found, str):
+        return {"embedder": found}
     for (row, _), near in zip(made, found, strict=True):
         row.nearest = near
     return {}
 
 
 def judge_toxicity(
-    judge: Classifier, rows: Mapping[str, Sequence[RowScore]], device: torch.device, stop: StopFlag
+    judge: Classifier,
+    rows: Mapping[str, Sequence[RowScore]],
+    device: torch.device,
+    stop: StopFlag,
+    world: Processes = ALONE,
 ) -> dict[str, str]:
     """Fill in `toxicity`; returns `{"classifier": reason}` where the judge cannot be had. Raises SpecError, Stopped."""
     from core.evaluation import toxicity
 
     made = [(row, row.generated) for name in _PROMPTS for row in rows.get(name, ()) if row.generated is not None]
-    try:
-        found = toxicity.scores(judge, [text for _, text in made], device, stop)
-    except JudgeMissing as reason:
-        return {"classifier": str(reason)}
+
+    def judged_apart(stop: StopFlag) -> list[float] | str:
+        try:
+            return toxicity.scores(judge, [text for _, text in made], device, stop)
+        except JudgeMissing as reason:
+            return str(reason)
+
+    found = world.apart(judged_apart, stop)
+    if isinstance(found, str):
+        return {"classifier": found}
     for (row, _), score in zip(made, found, strict=True):
         row.toxicity = score
     return {}

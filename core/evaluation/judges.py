@@ -27,6 +27,9 @@ def folder_of(judge: Beside) -> Path:
     # Path.is_dir raises for a name that is too long.
     if not os.path.isdir(folder):  # noqa: PTH112
         raise JudgeMissing(f"there is no folder {folder}")
+    if any(folder.rglob("adapter_config.json")):
+        # It would name a base model, which may lie anywhere.
+        raise JudgeMissing(f"{named(judge)} holds adapters, which must be merged into their model first")
     # Looked for at every depth: a sentence-transformers model has a folder for each of its modules.
     if not any(folder.rglob("*.safetensors")):
         raise JudgeMissing(f"{named(judge)} holds no *.safetensors; other weight formats are never loaded")

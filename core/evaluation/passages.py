@@ -22,7 +22,8 @@ def _missing(length: int) -> str:
 
 def rouge_l(length: int) -> PerRow:
     """Mean ROUGE-L recall of the continuations after `length` tokens."""
-    return PerRow(lambda row: row.continued.get(f"rouge_l_{length}"), _missing(length))
+    # However few passages are so long: a short one has nothing to be asked for.
+    return PerRow(lambda row: row.continued.get(f"rouge_l_{length}"), _missing(length), share=0.0)
 
 
 def bleu(rows: Sequence[RowScore], length: int, resamples: int) -> Measurement:

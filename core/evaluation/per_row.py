@@ -14,16 +14,22 @@ from core.report.schema import Absent, Measurement
 
 @dataclass(frozen=True)
 class PerRow:
-    """`value` is a row's number, or None; `missing` says why no row has one."""
+    """`value` is a row's number, or None; `missing` says why no row has one. `share`: how many must have one."""
 
     value: Callable[[RowScore], float | None]
     missing: str
+    share: float = 0.5
 
     def __call__(self, rows: Sequence[RowScore], resamples: int) -> Measurement:
-        """The mean with its interval; absent where no row has a number."""
+        """The mean with its interval; absent where too few rows have a number, which would speak for the others."""
         values = self.numbers(rows)
         values = values[np.isfinite(values)]
-        return measure(values, resamples) if len(values) else self.absent(rows)
+        if not len(values):
+            return self.absent(rows)
+        if len(values) >= self.share * len(rows):
+            return measure(values, resamples)
+        few = f"only {len(values)} of {len(rows)} rows could be measured, which is less than half"
+        return Absent(absent=f"{few}; of the others: {self.missing}")
 
     def numbers(self, rows: Sequence[RowScore]) -> Floats:
         """(rows,); NaN where a row has none."""
@@ -48,7 +54,7 @@ _EVERYWHERE: dict[str, PerRow] = {
     "embedding_accuracy": PerRow(
         lambda row: row.nearest, "no row was compared by evaluation.embedder: that takes perturbed answers and a prompt"
     ),
-    "repetition": PerRow(lambda row: row.repetition, _UNSPOKEN),
+    "repetition": PerRow(lambda row: row.repetition, f"{_UNSPOKEN}, or every text is empty"),
     "entropy": PerRow(lambda row: row.entropy, _UNSPOKEN),
     "toxic": PerRow(
         lambda row: None if row.toxicity is None else row.toxicity > 0.5, "no row was judged by evaluation.classifier"

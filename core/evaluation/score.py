@@ -18,7 +18,7 @@ from core.data.encode import EncodedSet
 from core.evaluation.fluency import entropy, repetition
 from core.evaluation.generate import generate_answers
 from core.evaluation.rows import RowScore
-from core.evaluation.words import Overlap, overlap, words
+from core.evaluation.words import Overlap, overlap
 from core.events import StopFlag
 from core.forward import collate, head, hidden_states, packs
 from core.model import positions
@@ -106,8 +106,23 @@ def score(
     compare = overlap() if texts else None
     for i, text in texts.items():
         assert compare is not None
-        _enter_text(scores[i], text, compare(data.records[chosen[i]].answer, text))
+        said = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer = _reachable(data.records[chosen[i]].answer, prompts[i], encoder, limit_of(model, prompts[i], how))
+        _enter_text(scores[i], text, compare(answer, text), said)
     return scores
+
+
+def _reachable(answer: str, example: Example, encoder: Encoder, limit: int) -> str:
+    """The answer as far as a generated text may go: a model that recites all it may must not seem to have forgotten."""
+    if example.answer_tokens - example.ends <= limit:
+        return answer
+    cut: str = encoder.tokenizer.decode(example.ids[example.start : example.start + limit], skip_special_tokens=True)
+    return cut.strip()
+
+
+def limit_of(model: PreTrainedModel, example: Example, how: How) -> int:
+    """How many tokens are generated at most after an example's prompt."""
+    return max(0, min(how.max_new_tokens, positions(model) - len(example.prompt)))
 
 
 def answers(
@@ -121,10 +136,9 @@ def answers(
 ) -> dict[int, str]:
     """Greedy answers to the examples' prompts, by key. Raises Stopped."""
     # Rows are put together with those of the same limit only, so that no answer depends on what it is batched with.
-    room = positions(model)
     limits: dict[int, list[int]] = {}
     for key, example in prompts.items():
-        limits.setdefault(min(how.max_new_tokens, room - len(example.prompt)), []).append(key)
+        limits.setdefault(limit_of(model, example, how), []).append(key)
 
     def length(key: int) -> int:
         example = prompts[key]
@@ -137,7 +151,7 @@ def answers(
         if mine is not None:
             most = _HELD * how.batch_tokens
             asked = [prompts[key].prompt for key in mine]
-            limit = min(how.max_new_tokens, room - len(asked[0]))
+            limit = limit_of(model, prompts[mine[0]], how)
             found += zip(mine, generate_answers(model, tokenizer, asked, limit, stop, most_tokens=most), strict=True)
         # An answer that was broken off is none.
         stop.check()
@@ -240,8 +254,7 @@ def _enter(score: RowScore, task: _Task, seen: _Forced, moments: bool) -> None:
         score.perturbed_losses.append(mean)
 
 
-def _enter_text(score: RowScore, text: str, found: Overlap | None) -> None:
-    said = words(text)
+def _enter_text(score: RowScore, text: str, found: Overlap | None, said: Sequence[int]) -> None:
     score.generated = text
     score.rouge_l, score.rouge_l_f1 = (None, None) if found is None else (found.recall, found.f1)
     score.repetition, score.entropy = repetition(said), entropy(said)

@@ -51,6 +51,7 @@ class Scorer:
     world: Processes = ALONE
     inputs: Inputs = field(default_factory=Inputs)
     folder: Path | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
     _once: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def measure(self, when: str, step: int) -> dict[str, Measurement]:
@@ -62,17 +63,22 @@ class Scorer:
             from core.evaluation import harness
 
             self.emit("phase", phase=f"lm_eval_{when}")
-            metrics |= harness.run(
-                self.model,
-                self.encoder.tokenizer,
-                evaluation.lm_eval,
-                batch_tokens=evaluation.batch_tokens,
-                max_length=self.encoder.max_length,
-                resamples=evaluation.bootstrap,
-                seed=self.spec.seed,
-                stop=self.stop,
-                progress=lambda done, of: self.emit("progress", phase=f"lm_eval_{when}", done=done, total=of),
-            )
+            asked = evaluation.lm_eval
+
+            def benchmarks(stop: StopFlag) -> dict[str, Measurement]:
+                return harness.run(
+                    self.model,
+                    self.encoder.tokenizer,
+                    asked,
+                    batch_tokens=evaluation.batch_tokens,
+                    max_length=self.encoder.max_length,
+                    resamples=evaluation.bootstrap,
+                    seed=self.spec.seed,
+                    stop=stop,
+                    progress=lambda done, of: self.emit("progress", phase=f"lm_eval_{when}", done=done, total=of),
+                )
+
+            metrics |= self.world.apart(benchmarks, self.stop)
         metrics |= self._gated_without(metrics)
         self.emit("scores", when=when, metrics={name: m.model_dump() for name, m in metrics.items()})
         return metrics
@@ -97,15 +103,22 @@ class Scorer:
             return dict.fromkeys(OF_ATTACKS, Absent(absent=reason))
         how = self.how(variants=False, moments=False)
 
-        def scored(data: EncodedSet) -> list[RowScore]:
-            return score(self.model, self.encoder, data, how, stop=self.stop, world=self.world)
+        def apart(stop: StopFlag) -> Mapping[str, Measurement]:
+            def scored(data: EncodedSet) -> list[RowScore]:
+                return score(self.model, self.encoder, data, how, stop=stop)
 
-        limit = self.spec.evaluation.max_new_tokens
-        target = Target(self.model, self.encoder, self.sets, self.spec.seed, self.stop, scored, limit)
-        rows = attacked(attack, target)
-        if isinstance(rows, Absent):
-            return dict.fromkeys(OF_ATTACKS, rows)
-        return of_attack(rows, self.spec.evaluation.bootstrap)
+            limit = self.spec.evaluation.max_new_tokens
+            rows = attacked(attack, Target(self.model, self.encoder, self.sets, self.spec.seed, stop, scored, limit))
+            every = len(self.sets["forget"].records)
+            if not isinstance(rows, Absent) and attack.name != "relearn" and 2 * len(rows) < every:
+                rows = Absent(
+                    absent=f"only {len(rows)} of {every} forget rows can be asked so, which is less than half"
+                )
+            if isinstance(rows, Absent):
+                return dict.fromkeys(OF_ATTACKS, rows)
+            return of_attack(rows, self.spec.evaluation.bootstrap)
+
+        return self.world.apart(apart, self.stop)
 
     def how(self, **changes: Any) -> How:
         """The spec's settings for one set."""
@@ -133,7 +146,7 @@ class Scorer:
         missing = self._filled(rows)
         if self.folder is not None and self.spec.evaluation.rows and self.world.first:
             for name, own in rows.items():
-                about = {"set": name, "when": when, "step": step, "spec_digest": self.spec.digest()}
+                about = {"set": name, "when": when, "step": step, "spec_digest": self.spec.digest(), **self.about}
                 write_rows(self.folder / f"{when}-{name}.parquet", own, about)
         self._once["rows", when] = rows
         return Evidence(rows, self._retrained(), missing)
@@ -159,15 +172,21 @@ class Scorer:
         evaluation = self.spec.evaluation
         absent = ("embedder", "classifier", "reference", "retrained")
         missing = {name: f"evaluation.{name} was not given" for name in absent if getattr(evaluation, name) is None}
+        if self.world.sharded:
+            whole = "it would be whole in every process beside the shards"
+            if evaluation.retrained is not None and evaluation.retrained.model is not None:
+                missing["retrained"] = f"{whole}: give the rows of scoring it, evaluation.retrained.rows"
+            if evaluation.reference is not None:
+                missing["reference"] = f"{whole}: run `lethe evaluate` on the delivered model"
         if "grad_norm" not in evaluation.membership:
             missing["membership"] = "evaluation.membership does not ask for grad_norm"
         if evaluation.embedder is not None:
-            missing |= judge_answers(evaluation.embedder, rows, self.sets, self.model.device, self.stop)
+            missing |= judge_answers(evaluation.embedder, rows, self.sets, self.model.device, self.stop, self.world)
         if evaluation.classifier is not None:
-            missing |= judge_toxicity(evaluation.classifier, rows, self.model.device, self.stop)
+            missing |= judge_toxicity(evaluation.classifier, rows, self.model.device, self.stop, self.world)
         if "holdout" not in self.sets:
             return missing
-        if evaluation.reference is not None:
+        if evaluation.reference is not None and not self.world.sharded:
             for name, losses in self._reference().items():
                 for row, loss in zip(rows[name], losses, strict=True):
                     row.reference_loss = loss
@@ -201,6 +220,8 @@ class Scorer:
         """Rows of a retrained model, scored or read once."""
         wanted = self.spec.evaluation.retrained
         if wanted is None:
+            return {}
+        if self.world.sharded and wanted.rows is None:
             return {}
         if "retrained" not in self._once:
             if wanted.rows is not None:

@@ -118,5 +118,7 @@ class _Always(LogitsProcessor):
 
 
 def _apart(logits: Tensor, wanted: Tensor) -> float:
+    """How far from those wanted, relative to their size; what all of a token's logits have in common says nothing."""
+    logits, wanted = (each - each.mean(-1, keepdim=True) for each in (logits, wanted))
     distance = (logits - wanted).norm() / wanted.norm().clamp_min(1e-30)
     return float(distance) if torch.isfinite(distance) else float("inf")

@@ -1,6 +1,7 @@
 """A whole evaluation of one model: scored, attacked, judged, drawn; or the same again from rows alone."""
 
 import datetime
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from core.evaluation.rows import RowScore, file_of, read_rows
 from core.evaluation.scorer import Scorer, check
 from core.events import Emit, StopFlag
 from core.plots.of_run import distributions
-from core.report.build import limitations
+from core.report.build import limitations, unseen
 from core.report.digest import file_digests, model_digest
 from core.report.schema import Absent, DataUsed, Evaluated, Measurement
 from core.report.verdict import judge
@@ -66,9 +67,14 @@ def evaluate(
             encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, models.positions(model)))
             sets = {name: encode(rows, encoder, name) for name, rows in records.items()}
             kept = out / "rows"
-            return Scorer(spec, model, encoder, sets, emit, stop, inputs=inputs, folder=kept, _once=once)
+            about = {"model": _digest(of)}
+            return Scorer(spec, model, encoder, sets, emit, stop, inputs=inputs, folder=kept, about=about, _once=once)
 
+        for stale in (out / "rows").glob("*.parquet"):
+            stale.unlink()
         earlier = scorer(before).measure("before", 0) if before else _not_before(spec.gates)
+        # A model in cycles with what looks at it would stand beside the next one.
+        gc.collect()
         now = scorer(folder)
         after = now.measure("after", 0)
         after |= now.attack()
@@ -84,7 +90,7 @@ def evaluate(
             sets={name: _used(data) for name, data in now.sets.items()},
             before=dict(earlier),
             after=after,
-            verdict=judge(spec.gates, earlier, after),
+            verdict=judge(spec.gates, earlier, after, unseen(_used(now.sets["forget"]))),
             environment=describe(device),
             limitations=limitations(spec),
         )

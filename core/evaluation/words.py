@@ -4,17 +4,34 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 # Scripts that are written without spaces between words: each of their letters is one.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_WORD = re.compile("u|w+|m")  # in a text of the kinds of its characters
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters and digits, and every mark by itself: a text of nothing but dots repeats itself too. Of scripts
-    without spaces each letter."""
-    return _WORD.findall(text)
+    """Runs of letters and digits with what combines with them, which in many scripts is a vowel; and every other mark
+    by itself: a text of nothing but dots repeats itself too. Of scripts without spaces each letter."""
+    return [text[found.start() : found.end()] for found in _WORD.finditer("".join(map(_kind, text)))]
+
+
+@lru_cache(1 << 14)
+def _kind(character: str) -> str:
+    """Part of a word, a letter of a script without spaces, another mark, or space."""
+    if character.isspace():
+        return " "
+    if _UNSPACED.match(character):
+        return "u"
+    return "w" if character == "_" or _of_a_word(character) else "m"
+
+
+def _of_a_word(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character)[0] == "M"
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,6 @@ class _AnyScript:
     """What rouge-score takes for a tokenizer."""
 
     def tokenize(self, text: str) -> list[str]:
-        # One form for what can be written in several. Marks are part of the word: vowels are, in many scripts.
+        # One form for what can be written in several.
         letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        return words("".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in letters))
+        return words("".join(c if _of_a_word(c) else " " for c in letters))

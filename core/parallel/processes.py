@@ -109,6 +109,24 @@ class Processes:
         torch.distributed.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]  # type: ignore[return-value]
 
+    def apart(self, work: Callable[[StopFlag], T], stop: StopFlag) -> T:
+        """What the first process makes of work that each copy does by itself, hearing of nobody else meanwhile: what
+        goes wrong in one of them then leaves no other waiting. Raises Stopped, in all, where one was asked to stop.
+
+        Shards cannot stop apart, and do not stop here.
+        """
+        if self.size == 1:
+            return work(stop)
+        made: T | None = None
+        stopped = False
+        try:
+            made = work(StopFlag() if self.sharded else _OwnStop(stop))
+        except Stopped:
+            stopped = True
+        if self.any(stopped):
+            raise Stopped("stopped on request")
+        return self.from_first(lambda: made)  # type: ignore[return-value]
+
     def turns(self, work: Sequence[T]) -> Iterator[tuple[Sequence[T], T | None]]:
         """Work that each copy can do a part of: what is done in each turn, and this process's share of it, if any.
 
@@ -154,6 +172,20 @@ class _SharedStop(StopFlag):
     def check(self) -> None:
         if self._world.any(bool(self._own)):
             raise Stopped("stopped on request")
+
+
+class _OwnStop(StopFlag):
+    """A shared flag as this process alone sees it."""
+
+    def __init__(self, shared: StopFlag) -> None:
+        super().__init__()
+        self._shared = shared
+
+    def set(self) -> None:
+        self._shared.set()
+
+    def __bool__(self) -> bool:
+        return bool(self._shared)
 
 
 ALONE = Processes()

@@ -54,10 +54,18 @@ def build(
         before=dict(before),
         after=dict(after),
         training=training,
-        verdict=judge(spec.gates, before, after),
+        verdict=judge(spec.gates, before, after, unseen(used["forget"])),
         environment=environment,
         limitations=[*limitations(spec), *([_UNCHANGED] if spec.method.name in _UNCHANGING else [])],
     )
+
+
+def unseen(forget: DataUsed) -> str | None:
+    """A sentence on the forget records that did not fit, where there are any."""
+    if not forget.too_long:
+        return None
+    count = len(forget.too_long)
+    return f"{count} records to forget did not fit into data.max_length: they were neither forgotten nor measured."
 
 
 def limitations(spec: JobSpec) -> list[str]:

@@ -10,8 +10,14 @@ from core.spec.gates import Gate, gate_dict
 NONE_ABOUT_FORGETTING = "No gate speaks of forgetting, so nothing here says whether the forget set was forgotten."
 
 
-def judge(gates: Sequence[Gate], before: Mapping[str, Measurement], after: Mapping[str, Measurement]) -> Verdict:
-    """The verdict of `gates` on the metrics measured before and after.
+def judge(
+    gates: Sequence[Gate],
+    before: Mapping[str, Measurement],
+    after: Mapping[str, Measurement],
+    unseen: str | None = None,
+) -> Verdict:
+    """The verdict of `gates` on the metrics measured before and after; `unseen`: what of the forget set was not looked
+    at, which no gate can speak of.
 
     `passed` if all hold and one speaks of forgetting, `not_passed` if one fails, `inconclusive` otherwise.
     """
@@ -22,6 +28,8 @@ def judge(gates: Sequence[Gate], before: Mapping[str, Measurement], after: Mappi
     open_questions = [result.reason for result in results if result.outcome == "unmeasured"]
     if not any(gate.speaks_of_forgetting for gate in gates):
         open_questions.append(NONE_ABOUT_FORGETTING)
+    if unseen is not None:
+        open_questions.append(unseen)
     if open_questions:
         return Verdict(verdict="inconclusive", reasons=open_questions, gates=results)
     return Verdict(verdict="passed", reasons=[result.reason for result in results], gates=results)

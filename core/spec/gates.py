@@ -9,6 +9,9 @@ from pydantic_core import PydanticCustomError
 from core.spec.base import Spec, nearest, quotable
 from core.spec.metrics import LM_EVAL_NAME, METRICS, info
 
+# A value on forget that is at most so many times that on holdout can be said to be near it.
+_NEAR = 3.0
+
 
 class Gate(Spec):
     """`metric`, or its ratio to another value, must be `at_most` a threshold, `at_least` one, or between the two.
@@ -80,12 +83,12 @@ class Gate(Spec):
             return False
         if metric.better == "lower":
             if self.relative_to == "holdout":
-                # Nothing bounds what a model that remembers may be above text that it has never seen.
-                return self.at_most is not None
+                # A model that remembers lies far above text that it has never seen; how far, nobody can say.
+                return self.at_most is not None and self.at_most <= _NEAR
             granted = 1.0 if self.relative_to else metric.highest
             return self.at_most is not None and (granted is None or self.at_most < granted)
         if self.relative_to == "holdout":
-            return self.at_least is not None
+            return self.at_least is not None and self.at_least >= 1 / _NEAR
         granted = 1.0 if self.relative_to else metric.lowest
         return self.at_least is not None and self.at_least > granted
 

@@ -37,7 +37,7 @@ class _Said(io.StringIO):
 
 
 def evaluate(*arguments: object, until: str | None = None) -> tuple[Any, list[Event]]:
-    """Exit code and events; every line that it prints must be one. Ctrl-C is pressed at the first with `until` in it."""
+    """Exit code and events, which every line that it prints must be; Ctrl-C comes at the first with `until` in it."""
     said, before = _Said(until), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as left:

@@ -226,10 +226,14 @@ def test_perplexity_is_resampled_by_row() -> None:
 
 def test_rows_whose_loss_is_no_number_are_left_out() -> None:
     broken = [scored([value], [1], paraphrase_loss=value, perturbed_losses=[1.0]) for value in (math.nan, -math.inf)]
-    alone, beside = (measured(Evidence({"retain": rows}), 100) for rows in (ROWS, ROWS + broken))
+    rows = [*ROWS, *ROWS]
+    alone, beside = (measured(Evidence({"retain": every}), 100) for every in (rows, rows + broken))
     for name in ("probability", "truth_ratio", "perplexity"):
         assert beside[f"retain.{name}"] == alone[f"retain.{name}"]
     assert isinstance(measured(Evidence({"retain": broken}), 100)["retain.probability"], Absent)
+    few = measured(Evidence({"retain": [ROWS[0], *broken]}), 100)["retain.probability"]
+    assert isinstance(few, Absent)
+    assert few.absent.startswith("only 1 of 3 rows could be measured")
 
 
 def test_the_interval_is_as_wide_as_the_normal_one_for_many_rows() -> None:

@@ -66,7 +66,7 @@ def test_passages_by_hand() -> None:
 @pytest.mark.parametrize(
     ("text", "repeated", "bits"),
     [
-        ("", 0, 0),
+        ("", None, 0),
         ("one", 0, 0),
         ("one two", 0, 0),
         # Two bigrams, one trigram.
@@ -78,6 +78,6 @@ def test_passages_by_hand() -> None:
         ("a b a b a b", 0.5, (0.6 * math.log2(5 / 3) + 0.4 * math.log2(5 / 2)) / 3 + 2 / 3),
     ],
 )
-def test_fluency_by_hand(text: str, repeated: float, bits: float) -> None:
+def test_fluency_by_hand(text: str, repeated: float | None, bits: float) -> None:
     assert repetition(text.split()) == pytest.approx(repeated)
     assert entropy(text.split()) == pytest.approx(bits)

@@ -117,11 +117,24 @@ def test_an_answer_without_a_letter_or_digit_is_not_compared(answer: str) -> Non
     assert found.recall == found.f1 == 0
 
 
-def test_words_are_what_white_space_divides_and_letters_where_nothing_does() -> None:
-    assert words("She cast  bells,\nand\tbells.") == ["She", "cast", "bells,", "and", "bells."]
-    assert words("钟 bell铃") == ["钟", "bell", "铃"]
-    assert words(" \n ") == []
-    assert words("ไทย") == ["ไ", "ท", "ย"]
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("She cast  bells,\nand\tbells.", ["She", "cast", "bells", ",", "and", "bells", "."]),
+        ("...", [".", ".", "."]),
+        ("snake_case 7th", ["snake_case", "7th"]),
+        ("钟 bell铃", ["钟", "bell", "铃"]),
+        ("ไทย", ["ไ", "ท", "ย"]),
+        # Signs that combine stay with their letters.
+        ("हिन्दी में, देखो", ["हिन्दी", "में", ",", "देखो"]),
+        ("וַיֹּאמֶר", ["וַיֹּאמֶר"]),
+        (unicodedata.normalize("NFD", "über ß"), [unicodedata.normalize("NFD", "über"), "ß"]),
+        (" \n ", []),
+        ("", []),
+    ],
+)
+def test_words_and_marks_by_hand(text: str, wanted: list[str]) -> None:
+    assert words(text) == wanted
 
 
 @settings(max_examples=80, deadline=None)
