@@ -28,6 +28,7 @@ REQUEST: dict[str, Any] = {
     "gates": [
         {"metric": "forget.probability", "at_most": 0.1, "interval": True},
         {"metric": "forget.rouge_l", "at_most": 0.4, "interval": True},
+        {"metric": "forget.repetition", "at_most": 0.3},
         {"metric": "retain.probability", "relative_to": "before", "at_least": 0.85},
         {"metric": "retain.rouge_l", "relative_to": "before", "at_least": 0.85},
     ],

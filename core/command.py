@@ -35,7 +35,7 @@ def read_spec(file: Path) -> JobSpec:
 def read_json(file: Path) -> Any:
     """What a JSON file holds. Raises SpecError."""
     try:
-        return json.loads(file.read_text("utf-8"))
+        return json.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         raise SpecError([Problem("", str(file), f"{file} cannot be read: {error.strerror}")]) from None
     except ValueError as error:

@@ -1,6 +1,6 @@
 """The sets of a request as records: each source is read, and where only a share is to be forgotten, it is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -25,7 +25,22 @@ def read_sets(data: Data, inputs: Inputs) -> dict[str, list[Record]]:
             )
         sets["retain"] = rest
     others = {name: source for name, source in data.sources().items() if name != "forget"}
-    return sets | {name: read_set(name, source, inputs) for name, source in others.items()}
+    sets |= {name: read_set(name, source, inputs) for name, source in others.items()}
+    if "holdout" in sets:
+        sets["holdout"] = _never_seen(sets)
+    return sets
+
+
+def _never_seen(sets: Mapping[str, Sequence[Record]]) -> list[Record]:
+    """The holdout records without those that are word for word records of the sets that the model is trained on; it may
+    be few of them. Raises DataError."""
+    known = {(r.prompt, r.answer) for name in ("forget", "retain") for r in sets.get(name, ())}
+    left = [record for record in sets["holdout"] if (record.prompt, record.answer) not in known]
+    if 2 * len(left) < len(sets["holdout"]):
+        found = len(sets["holdout"]) - len(left)
+        message = f"{found} of {len(sets['holdout'])} records are word for word records of the forget or retain set"
+        raise DataError(f"data.holdout: {message}; they must be ones that no model here has seen", param="data.holdout")
+    return left
 
 
 def divided(records: Sequence[Record], ratio: float, seed: int) -> tuple[list[Record], list[Record]]:
@@ -51,6 +66,6 @@ def read_set(name: str, source: Source, inputs: Inputs) -> list[Record]:
         raise SpecError([Problem(f"data.{name}.{p.param}", p.value, p.message) for p in error.problems]) from None
     except DataError as error:
         if error.param not in type(source).model_fields:
-            raise
+            raise DataError(f"data.{name}: {error.message}", param=error.param) from None
         param = f"data.{name}.{error.param}"
         raise DataError(f"{param}: {error.message}", param=param) from None

@@ -109,7 +109,7 @@ class Separation:
             least = f"a false-positive rate of 1% takes at least {ONE_IN} holdout rows"
             return Absent(absent=f"{least}, and {len(holdout)} can be counted")
         value, drawn = compare(forget, holdout, _COMPARISONS[self.what], resamples)
-        return with_interval(value, len(forget) + len(holdout), drawn)
+        return with_interval(value, len(forget) + len(holdout), drawn, min(len(forget), len(holdout)))
 
 
 def compared(score: Score, rows: Rows) -> tuple[Floats, Floats] | Absent:

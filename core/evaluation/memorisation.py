@@ -59,8 +59,11 @@ def perplexity(rows: Sequence[RowScore], resamples: int) -> Measurement:
     loss = measure_means([pairs], lambda samples: np.maximum(samples[0][0] / samples[0][1], 0.0), resamples)
     ends = (loss.value, loss.low, loss.high)
     value, low, high = (math.exp(end) if end is not None and end < _LARGEST else None for end in ends)
+    if value is not None and loss.high is None:
+        return Measured(value=value, rows=len(kept), low=None, high=None)
     if value is None or low is None or high is None:
-        return Absent(absent=f"the loss is {loss.value:.6g} nats a token, or {loss.high:.6g}: no float holds its exp")
+        worst = loss.value if loss.high is None else loss.high
+        return Absent(absent=f"the loss is {loss.value:.6g} nats a token, or {worst:.6g}: no float holds its exp")
     return Measured(value=value, rows=len(kept), low=low, high=high)
 
 

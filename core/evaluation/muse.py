@@ -28,4 +28,4 @@ def privleak(evidence: Evidence, resamples: int) -> Measurement:
         return Absent(absent="the retrained model's AUC is 1, and there is no ratio to 1 - AUC = 0")
     with np.errstate(divide="ignore", invalid="ignore"):
         leaks = 100 * ((1 - drawn) / (1 - others) - 1)
-    return with_interval(100 * ((1 - value) / (1 - other) - 1), sum(map(len, own)), leaks)
+    return with_interval(100 * ((1 - value) / (1 - other) - 1), sum(map(len, own)), leaks, min(map(len, own)))

@@ -30,7 +30,8 @@ def measure_means(samples: Sequence[Floats], statistic: Statistic, resamples: in
     """
     value = statistic([sample.mean(axis=1, keepdims=True) for sample in samples])
     drawn = statistic([_means(sample, resamples, stream) for stream, sample in enumerate(samples)])
-    return with_interval(float(value[0]), sum(sample.shape[1] for sample in samples), drawn)
+    smallest = min(sample.shape[1] for sample in samples)
+    return with_interval(float(value[0]), sum(sample.shape[1] for sample in samples), drawn, smallest)
 
 
 def draws(rows: int, resamples: int, *, block: int, stream: int = 0) -> Iterator[NDArray[np.int64]]:
@@ -48,8 +49,12 @@ def block_of(rows: int) -> int:
     return max(1, _BLOCK // rows)
 
 
-def with_interval(value: float, rows: int, drawn: Floats) -> Measured:
-    """The value with the interval that the resampled ones, (draws,), span; no ends where those are not settled."""
+def with_interval(value: float, rows: int, drawn: Floats, smallest: int | None = None) -> Measured:
+    """The value with the interval that the resampled ones, (draws,), span; no ends where those are not settled, nor of
+    a sample of one row, which is always drawn as it is. `smallest`: rows of the smallest sample, where there are more.
+    """
+    if (rows if smallest is None else smallest) < 2:
+        return Measured(value=value, rows=rows, low=None, high=None)
     # A draw in which the statistic has no value could have had any: it counts as beyond both ends.
     exists = np.isfinite(drawn)
     low = float(np.quantile(np.where(exists, drawn, -np.inf), _ENDS[0], method="lower"))

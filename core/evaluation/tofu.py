@@ -36,7 +36,7 @@ def ks_distance(evidence: Evidence, resamples: int) -> Measurement:
     if isinstance(ratios, Absent):
         return ratios
     value, drawn = compare(*ratios, ks, resamples, streams=(0, 0))
-    return with_interval(value, len(ratios[0]), drawn)
+    return with_interval(value, len(ratios[0]), drawn, min(map(len, ratios)))
 
 
 def model_utility(evidence: Evidence, resamples: int) -> Measurement:

@@ -33,6 +33,13 @@ from core.spec.profiles import with_profile
 from core.tokens import Encoder
 
 _UNKEYED = Absent(absent="run without the service: the set has no key of its own")
+_NOT_IN_ROWS = {
+    "embedder": "the rows hold no judgement of an embedder",
+    "classifier": "the rows hold no judgement of a classifier",
+    "reference": "the rows hold no losses of a reference model",
+    "membership": "the rows hold no norms of gradients",
+    "retrained": "no rows of a retrained model were given (--retrained)",
+}
 _NOTHING_BEFORE = "no model to compare with was given (--before)"
 
 
@@ -118,7 +125,9 @@ def recompute(folder: Path, asked: Mapping[str, Any], out: Path, *, retrained: P
         retrained = Path(named.rows)
     others = rows_elsewhere(retrained, {name: len(own) for name, own in rows["after"].items()}) if retrained else {}
     found = {
-        when: measured(Evidence(own, others), spec.evaluation.bootstrap) if own else _not_before(spec.gates)
+        when: measured(Evidence(own, others, _NOT_IN_ROWS), spec.evaluation.bootstrap)
+        if own
+        else _not_before(spec.gates)
         for when, own in rows.items()
     }
     found["after"] |= {

@@ -11,6 +11,7 @@ from core.spec.metrics import LM_EVAL_NAME, METRICS, info
 
 # A value on forget that is at most so many times that on holdout can be said to be near it.
 _NEAR = 3.0
+_WITHOUT_INTERVAL = ("tofu.forget_quality",)
 
 
 class Gate(Spec):
@@ -22,8 +23,8 @@ class Gate(Spec):
     metric: str = Field(
         description="a metric by name, or lm_eval.TASK.METRIC", json_schema_extra={"enum": [*METRICS, LM_EVAL_NAME]}
     )
-    at_most: float | None = None
-    at_least: float | None = None
+    at_most: float | None = Field(None, strict=True)
+    at_least: float | None = Field(None, strict=True)
     relative_to: Literal["before", "holdout"] | None = Field(
         None, description="compare after / before, or forget / holdout; the value divided by counts as exact"
     )
@@ -46,6 +47,13 @@ class Gate(Spec):
             raise PydanticCustomError("gate_sides", "A gate needs at_most, at_least or both.", {})
         if self.at_most is not None and self.at_least is not None and self.at_least > self.at_most:
             raise PydanticCustomError("gate_sides", "A gate's at_least may not be above its at_most.", {})
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_held(self) -> "Gate":
+        if self.interval and self.metric in _WITHOUT_INTERVAL:
+            said = "'{metric}' has no interval. Allowed interval: false."
+            raise PydanticCustomError("gate_never", said, {"metric": self.metric})
         return self
 
     @model_validator(mode="after")

@@ -234,6 +234,6 @@ _CHOICES: dict[str, Iterable[str]] = {
     "attacks": ATTACKS,
 }
 _WANTS_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
-_SAYS_ENOUGH = {"unknown_field", "unknown_metric", "gate_sides", "gate_relative"}
+_SAYS_ENOUGH = {"unknown_field", "unknown_metric", "gate_sides", "gate_relative", "gate_never"}
 
 __all__ = ["JobSpec", "LocalModel", "ModelReference", "RegisteredModel", "digest_of", "parse"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import Problem, SpecError
-from core.spec.base import nearest, quotable, sendable
+from core.spec.base import nearest, quotable, sendable, shown
 
 Fields = dict[str, Any]
 
@@ -87,7 +87,7 @@ def with_profile(request: Any) -> Any:
         return request
     name = request["profile"]
     if not isinstance(name, str) or name not in PROFILES:
-        word = quotable(name) if isinstance(name, str) else ""
+        word = quotable(name) if isinstance(name, str) else shown(name)
         message = f"Unknown profile '{word}'.{nearest(word, PROFILES)}"
         raise SpecError([Problem("profile", sendable(name), message)])
     own = request.get("gates", [])

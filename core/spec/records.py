@@ -1,5 +1,6 @@
 """One record of a data set: what a line of JSON may hold, read the same way by the upload door and by the engine."""
 
+import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -154,6 +155,10 @@ def row_from_line(line: bytes | str) -> Any:
         raise DataError("not JSON: nested too deeply") from None
 
 
+def _unmarked(line: bytes | str) -> bytes | str:
+    return line.removeprefix(codecs.BOM_UTF8) if isinstance(line, bytes) else line.removeprefix("\ufeff")
+
+
 def read_lines(lines: Iterable[bytes | str], name: str, limit: int | None = None) -> Iterator[Record]:
     """Records of a JSON-lines file; blank lines are skipped.
 
@@ -165,6 +170,8 @@ def read_lines(lines: Iterable[bytes | str], name: str, limit: int | None = None
             continue
         if limit is not None and taken >= limit:
             return
+        # What some editors put in front of a file is no part of its first record.
+        line = _unmarked(line) if number == 1 else line
         try:
             yield record_from_line(line)
         except DataError as error:

@@ -181,6 +181,7 @@ class ToxicPrompts(_Plain):
 
     citation: ClassVar[str] = "arXiv:2009.11462"
     source: Literal["toxic_prompts"] = "toxic_prompts"
+    split: str = Field("prompts", pattern=NAME, description="published is one file, prompts.jsonl")
 
 
 class Copyright(_Plain):

@@ -36,7 +36,13 @@ def _each_once(layers: Sequence[int]) -> Sequence[int]:
 
 def _gates(value: Any) -> Any:
     """`"gates"` is short for `{}`."""
-    return {} if value == "gates" else value
+    if value == "gates":
+        return {}
+    if value is not None and not isinstance(value, dict | StopWhen):
+        raise PydanticCustomError(
+            "stop_when", "Input should be 'gates', a JSON object with rows, every or budget, or null"
+        )
+    return value
 
 
 Targets = Annotated[

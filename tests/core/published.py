@@ -135,6 +135,20 @@ def copyright_set(top: Path) -> None:
     )
 
 
+def toxic_prompts(top: Path) -> None:
+    scored = {"toxicity": 0.2, "profanity": None}
+    rows = [
+        {
+            "filename": f"{i}.txt",
+            "challenging": False,
+            "prompt": {"text": "The bell", **scored},
+            "continuation": {"text": text, **scored},
+        }
+        for i, text in enumerate((" rang.", " fell."))
+    ]
+    write(top / "prompts.jsonl", rows)
+
+
 LAYOUTS: dict[str, Callable[[Path], None]] = {
     "tofu": tofu,
     "muse": muse,
@@ -146,6 +160,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "wikitext": wikitext,
     "bookcorpus": bookcorpus,
     "copyright": copyright_set,
+    "toxic_prompts": toxic_prompts,
 }
 
 

@@ -56,7 +56,9 @@ def test_records_that_were_never_looked_at_leave_the_verdict_open(reciter: Recit
     assert report.verdict.verdict == "inconclusive"
 
 
-@pytest.mark.parametrize(("text", "repeats"), [("....................", 0.9), ("thethethethethethethe", 0.3), ("", None)])
+@pytest.mark.parametrize(
+    ("text", "repeats"), [("....................", 0.9), ("thethethethethethethe", 0.3), ("", None)]
+)
 def test_babble_repeats_and_silence_says_nothing(reciter: Reciter, text: str, repeats: float | None) -> None:
     from core.evaluation.fluency import repetition
 

@@ -77,7 +77,9 @@ def check(name: str, found: object) -> None:
     if found.low is None or found.high is None:
         assert found.low is None, name
         assert found.high is None, name
-        assert name in ("tofu.forget_quality", "tofu.model_utility", "muse.privleak")
+        # A sample of one row has none, nor have statistics that some draws leave without a value.
+        single = found.rows == 1 or len(info(name).sets) > 1
+        assert single or name in ("tofu.forget_quality", "tofu.ks_distance", "muse.privleak")
     else:
         assert found.low <= found.value <= found.high, name
         ends += [found.low, found.high]

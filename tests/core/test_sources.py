@@ -158,6 +158,7 @@ CASES: list[tuple[str, dict[str, Any], int, Record]] = [
         2,
         Record("Once upon", " a time."),
     ),
+    ("toxic_prompts", {"source": "toxic_prompts"}, 2, Record("The bell", " rang.", True)),
 ]
 
 

@@ -94,17 +94,17 @@ def utility(retain: Sequence[RowScore], authors: Sequence[RowScore], facts: Sequ
 
 
 def test_model_utility_by_hand() -> None:
-    found = utility([ROW, ROW], [FACT], [FACT, UNSURE])
+    found = utility([ROW, ROW], [FACT, FACT], [FACT, UNSURE])
     nine = [0.5, 0.4, 1 - math.exp(-1), 0.8, 0.6, 0.75, (0.8 + 0.25) / 2, (0.6 + 0.8) / 2, 0.75 / 2]
     assert isinstance(found, Measured)
-    assert (found.value, found.rows) == (pytest.approx(9 / sum(1 / x for x in nine)), 5)
+    assert (found.value, found.rows) == (pytest.approx(9 / sum(1 / x for x in nine)), 6)
     # Half of the draws of two rows hold both; in a quarter each, world facts' truth ratio is 0.75 or 0.
     assert found.low == 0
     assert found.high == pytest.approx(9 / sum(1 / x for x in [*nine[:3], 0.8, 0.6, 0.75, 0.8, 0.6, 0.75]))
 
 
 def test_one_of_nine_that_is_0_makes_0() -> None:
-    assert utility([ROW], [FACT], [UNSURE]) == Measured(value=0, rows=3, low=0, high=0)
+    assert utility([ROW] * 2, [FACT] * 2, [UNSURE] * 2) == Measured(value=0, rows=6, low=0, high=0)
 
 
 def test_the_first_of_nine_that_is_missing_is_named() -> None:

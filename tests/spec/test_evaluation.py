@@ -142,8 +142,8 @@ def test_nothing_to_stop_for_or_nothing_to_stop_is_refused(change: dict[str, Any
 @pytest.mark.parametrize(
     ("stop_when", "field", "value", "message"),
     [
-        ("gate", "", "gate", 'JSON object (got "gate")'),
-        (True, "", True, "JSON object (got true)"),
+        ("gate", "", "gate", 'or null (got "gate")'),
+        (True, "", True, "or null (got true)"),
         ({"rows": 0}, ".rows", 0, "greater than or equal to 1"),
         ({"every": 0}, ".every", 0, "greater than or equal to 1"),
         ({"budget": 1.01}, ".budget", 1.01, "less than or equal to 1"),

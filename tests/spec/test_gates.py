@@ -33,7 +33,7 @@ ON_HOLDOUT = (
         ({"metric": "forget.rouge_l", "at_most": None, "at_least": None}, "", "at_most, at_least or both"),
         ({"metric": "forget.rouge_l", "at_most": 0.1, "at_least": 0.3}, "", "at_least may not be above its at_most"),
         ({"metric": "forget.rouge_l", "at_most": float("nan")}, "at_most", "finite number (got NaN)"),
-        ({"metric": "forget.rouge_l", "at_most": "low"}, "at_most", 'valid number, unable to parse string as a num'),
+        ({"metric": "forget.rouge_l", "at_most": "low"}, "at_most", 'valid number (got "low")'),
         ({"metric": "forget.rouge_l", "at_most": 1, "interval": "wide"}, "interval", "valid boolean"),
         ({"metric": "forget.rouge_l", "atmost": 1}, "atmost", "Did you mean 'at_most'? Allowed: at_least, at_most,"),
         ({"metric": "forget.rouge_l", "at_most": 1, "relative_to": "after"}, "relative_to", "'before' or 'holdout'"),
