@@ -45,7 +45,8 @@ FIELDS = [
 NEEDED = {"path": "folder", "split": "forget01", "dataset": "ds_0123456789", "metric": "forget.rouge_l", "at_most": 0.3}
 NEEDED_BY: dict[str, dict[str, Any]] = {
     "wmdp": {"config": "wmdp-bio"},
-    **{name: {"split": "train"} for name in ("pku_saferlhf", "text", "copyright", "toxic_prompts")},
+    **{name: {"split": "train"} for name in ("pku_saferlhf", "text", "copyright")},
+    "toxic_prompts": {"split": "prompts"},
     "retrain": {"base": "folder"},
 }
 
