@@ -18,6 +18,7 @@ from core.environment import prepare
 from core.evaluation.scorer import Scorer
 from core.events import StopFlag
 from core.forward import choose_attention
+from core.model import load
 from core.reference import Reference, observe
 from core.scratch import train_tokenizer
 from core.spec.job import parse
@@ -26,15 +27,16 @@ from core.tokens import Encoder
 from core.train import Trainer, steps_of
 from core.watching import Watcher
 
-# A random-init model remembers nothing: a gate on that holds at once, and every look is worth keeping and, where a gate
-# is on texts, asks for some. Gates that cannot hold keep training going to its end.
-_HOLDS = {"metric": "forget.probability", "at_most": 0.5}
+# The first two gates always hold, so every look is worth keeping and, where a gate is on texts, asks for some. Gates
+# that cannot hold keep training going to its end.
+_HOLDS = {"metric": "forget.probability", "at_most": 0.999999}
+_KEEPS = {"metric": "retain.probability", "relative_to": "before", "at_least": 0.0}
 _NEVER = {"metric": "forget.extraction_strength", "at_most": -1.0}
 _NO_TEXT = {"metric": "forget.entropy", "at_least": 1e6}
 CASES: dict[str, dict[str, Any]] = {
     "watch": {},
-    "stop_when": {"training": {"stop_when": {}}, "gates": [_HOLDS, _NEVER]},
-    "stop_when, gates on texts": {"training": {"stop_when": {}}, "gates": [_HOLDS, _NO_TEXT]},
+    "stop_when": {"training": {"stop_when": {}}, "gates": [_HOLDS, _KEEPS, _NEVER]},
+    "stop_when, gates on texts": {"training": {"stop_when": {}}, "gates": [_HOLDS, _KEEPS, _NO_TEXT]},
 }
 
 
@@ -42,13 +44,16 @@ def main() -> None:
     """Measure every case and print a line each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.watching", description=__doc__)
     parser.add_argument("--data", type=Path, help="folder with TOFU's published files; absent: shipped rows")
+    parser.add_argument(
+        "--model", type=Path, help="one whose answers end, as benchmarks.evaluate keeps; absent: random"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=4, help="a request's default is 4")
     parser.add_argument("--json", action="store_true", help="one JSON list instead of lines")
     parser.add_argument("--out", type=Path, help="write the JSON list to this file as well")
     options = parser.parse_args()
     records = _records(options.data)
-    lines = [measure(name, records, options.batch_size, options.threads) for name in CASES]
+    lines = [measure(name, records, options.batch_size, options.threads, options.model) for name in CASES]
     if options.json:
         print(json.dumps(lines))
     else:
@@ -58,14 +63,18 @@ def main() -> None:
         options.out.write_text(json.dumps(lines, indent=1) + "\n")
 
 
-def measure(name: str, records: dict[str, list[Record]], batch_size: int, threads: int) -> dict[str, Any]:
+def measure(
+    name: str, records: dict[str, list[Record]], batch_size: int, threads: int, folder: Path | None = None
+) -> dict[str, Any]:
     """One case: seconds of the steps, of the looks, and how many there were."""
-    prepare(threads)
-    size = SIZES["25m"]
-    texts = [text for part in records.values() for r in part for text in (r.prompt, r.answer)]
-    tokenizer = train_tokenizer(texts, size.vocab)
-    model = llama(size)
-    choose_attention(model)
+    device = prepare(threads)
+    if folder is not None:
+        model, tokenizer = load(folder, device)
+    else:
+        size = SIZES["25m"]
+        texts = [text for part in records.values() for r in part for text in (r.prompt, r.answer)]
+        model, tokenizer = llama(size), train_tokenizer(texts, size.vocab)
+        choose_attention(model)
     case = CASES[name]
     spec = parse(
         {
@@ -84,8 +93,8 @@ def measure(name: str, records: dict[str, list[Record]], batch_size: int, thread
     seen = {part: trainer.feed.rows_ever(part, trainer.steps) for part in trainer.names}
     observe(trainer.reference, needs, model, examples, seen, None, 8192, StopFlag())
     scorer = Scorer(spec, model, encoder, sets, lambda *_, **__: None, StopFlag())
-    with tempfile.TemporaryDirectory() as folder:
-        watcher = Watcher(scorer, trainer, Path(folder))
+    with tempfile.TemporaryDirectory() as kept_in:
+        watcher = Watcher(scorer, trainer, Path(kept_in))
         looking, kept = 0.0, 0
 
         def timed(look: Any) -> bool:
@@ -98,9 +107,9 @@ def measure(name: str, records: dict[str, list[Record]], batch_size: int, thread
 
         # The first pass of all pays for what is made only once.
         trainer.gradients(StopFlag())
+        # A run takes its first look from the scores before, and pays nothing for it.
+        watcher.begin()
         began = time.perf_counter()
-        # A run begins with the scores before, of which the first look is a part; here it pays for its own.
-        timed(watcher.begin)
         trainer.run(lambda *_, **__: None, StopFlag(), lambda: None, lambda: timed(watcher))
         timed(watcher.close)
         whole = time.perf_counter() - began
