@@ -7,7 +7,6 @@ fp32 ways give the same numbers.
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from benchmarks.evaluation_floor import Needed, matmul_rate, needed
 from benchmarks.evaluation_model import read_records, trained
 from benchmarks.evaluation_ways import WAYS, Scored, Setup, encoded, serve
 from benchmarks.rows import SIZES, Size
+from benchmarks.turns import in_turns
 from core.tokens import Example
 
 # So much faster Lethe must be on all sets together: (the slower way, Lethe's, the least ratio).
@@ -103,27 +103,14 @@ def measure(setup: Setup, size: Size, names: Sequence[str], rounds: int, ask: As
 @contextmanager
 def processes(setup: Setup, names: Sequence[str]) -> Iterator[Ask]:
     """A process for each way, ready; within the block one scores a set when it is asked to."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.evaluation_ways"])
-    children = {}
-    for name in names:
-        ours, theirs = context.Pipe()
-        child = context.Process(target=serve, args=(theirs, name, setup), daemon=True)
-        child.start()
-        theirs.close()
-        children[name] = (child, ours)
-        assert ours.recv() == "ready"
+    with in_turns(serve, names, setup) as connections:
 
-    def ask(name: str, part: str, rows: int | None) -> Scored:
-        connection = children[name][1]
-        connection.send((part, rows))
-        scored: Scored = connection.recv()
-        return scored
+        def ask(name: str, part: str, rows: int | None) -> Scored:
+            connections[name].send((part, rows))
+            scored: Scored = connections[name].recv()
+            return scored
 
-    yield ask
-    for child, connection in children.values():
-        connection.send(None)
-        child.join()
+        yield ask
 
 
 def _sum(parts: Sequence[Scored]) -> Scored:

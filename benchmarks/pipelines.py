@@ -161,18 +161,24 @@ PIPELINES: dict[str, Callable[[Setup], Pipeline]] = {
 }
 
 
+# Asks a pipeline's process for its peak memory instead of a step.
+PEAK = "peak"
+
+
 def serve(connection: Connection, name: str, setup: Setup) -> None:
     """Build a pipeline, then run the steps that come over the connection, until None; (seconds, losses) each go back,
-    and peak memory in MB at the end: (whole process, what came after the imports)."""
+    and for PEAK peak memory in MB: (whole process, what came after the imports)."""
     imported = _peak_mb()
     pipeline = PIPELINES[name](setup)
     connection.send("ready")
     while (step := connection.recv()) is not None:
+        if step == PEAK:
+            peak = _peak_mb()
+            connection.send((peak, peak - imported))
+            continue
         began = time.perf_counter()
         losses = pipeline.step(step)
         connection.send((time.perf_counter() - began, losses))
-    peak = _peak_mb()
-    connection.send((peak, peak - imported))
 
 
 def _peak_mb() -> float:

@@ -7,7 +7,6 @@ three make the same update.
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +17,9 @@ from typing import Any
 import torch
 
 from benchmarks.baselines import CASES, CURVATURE_EVERY, careful, plain
-from benchmarks.pipelines import PIPELINES, Lethe, Setup, baseline, serve
+from benchmarks.pipelines import PEAK, PIPELINES, Lethe, Setup, baseline, serve
 from benchmarks.rows import SIZES, read_sets
+from benchmarks.turns import in_turns
 
 SECOND_ORDER = ("plain", "lethe_sophia")
 CHECK_RATES = {"sgd": 0.1, "adamw": 1e-5}
@@ -59,45 +59,34 @@ def main() -> None:
 
 def measure(setup: Setup, names: Sequence[str], rounds: int, curvature_rounds: int) -> dict[str, Any]:
     """One line of the table; seconds are medians over the rounds, curvature refreshes shared out over their steps."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.pipelines"])
-    children = {}
-    for name in names:
-        ours, theirs = context.Pipe()
-        child = context.Process(target=serve, args=(theirs, name, setup), daemon=True)
-        child.start()
-        theirs.close()
-        children[name] = (child, ours)
-        assert ours.recv() == "ready"
+    with in_turns(serve, names, setup) as connections:
 
-    def one(name: str, step: int) -> tuple[float, float]:
-        connection = children[name][1]
-        connection.send(step)
-        seconds, losses = connection.recv()
-        return seconds, losses[0]
+        def one(name: str, step: int) -> tuple[float, float]:
+            connections[name].send(step)
+            seconds, losses = connections[name].recv()
+            return seconds, losses[0]
 
-    # The first step of all refreshes the curvature; both kinds of step are warm after two.
-    for step in (0, 1):
-        for name in names:
-            one(name, step)
-    ordinary = [step for step in range(2, 100) if step % CURVATURE_EVERY][:rounds]
-    times: dict[str, list[float]] = {name: [] for name in names}
-    gflop = []
-    for step in ordinary:
-        for name in names:
-            seconds, first = one(name, step)
-            times[name].append(seconds)
-            if name == "floor":
-                gflop.append(first)
-    refreshed: dict[str, list[float]] = {name: [] for name in names if name in SECOND_ORDER}
-    for i in range(curvature_rounds):
-        for name in refreshed:
-            refreshed[name].append(one(name, CURVATURE_EVERY * (i + 1))[0])
-    memory = {}
-    for name, (child, connection) in children.items():
-        connection.send(None)
-        memory[name] = connection.recv()
-        child.join()
+        # The first step of all refreshes the curvature; both kinds of step are warm after two.
+        for step in (0, 1):
+            for name in names:
+                one(name, step)
+        ordinary = [step for step in range(2, 100) if step % CURVATURE_EVERY][:rounds]
+        times: dict[str, list[float]] = {name: [] for name in names}
+        gflop = []
+        for step in ordinary:
+            for name in names:
+                seconds, first = one(name, step)
+                times[name].append(seconds)
+                if name == "floor":
+                    gflop.append(first)
+        refreshed: dict[str, list[float]] = {name: [] for name in names if name in SECOND_ORDER}
+        for i in range(curvature_rounds):
+            for name in refreshed:
+                refreshed[name].append(one(name, CURVATURE_EVERY * (i + 1))[0])
+        memory = {}
+        for name, connection in connections.items():
+            connection.send(PEAK)
+            memory[name] = connection.recv()
     return _line(setup.case, times, refreshed, memory, gflop)
 
 

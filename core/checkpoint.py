@@ -9,9 +9,8 @@ import hmac
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,9 @@ from torch import Tensor
 from core.data.encode import EncodedSet
 from core.environment import versions
 from core.errors import CheckpointError, ModelError
-from core.events import Emit
-from core.parallel.processes import Processes
 from core.parallel.sharding import spread
 from core.report.digest import file_digests
 from core.report.schema import Measurement
-from core.spec.job import JobSpec
 from core.train import Trainer
 
 Tensors = dict[str, Tensor]
@@ -80,48 +76,8 @@ def measurements(dumped: Mapping[str, Any]) -> dict[str, Measurement]:
     return read.validate_python(dict(dumped))
 
 
-def save(
-    folder: Path,
-    trainer: Trainer,
-    spec: JobSpec,
-    input_model: str,
-    check: str,
-    before: Mapping[str, Measurement],
-    seconds: float,
-    looks: Sequence[dict[str, float]] = (),
-    best: int | None = None,
-    beside: Sequence[Path] = (),
-) -> Path:
-    """Write `folder/step-NNNNNNNN` completely and return it; a complete one of this step is left as it is.
-
-    `looks` and `best` are the watcher's, `beside` files that the run has written and needs to go on. All processes must
-    call it; the first writes, and the others return when it has.
-    """
-    target, world = folder / f"step-{trainer.step:08d}", trainer.processes
-    if world.agree(is_complete(target)):
-        return target
-    state = State(
-        step=trainer.step,
-        spec_digest=spec.digest(),
-        input_model=input_model,
-        data_check=check,
-        threads=torch.get_num_threads(),
-        versions=versions(),
-        loss=trainer.loss,
-        retain_dual=trainer.retain_weight.dual,
-        curve=trainer.curve,
-        before={name: m.model_dump() for name, m in before.items()},
-        seconds=seconds,
-        looks=list(looks),
-        best=best,
-        processes=world.size,
-    )
-    weights, optimizer = whole(world, _trained(trainer)), whole(world, _optimizer_state(trainer))
-    tensors = {"weights": weights, "optimizer": optimizer, "reference": trainer.reference.tensors()}
-    return world.from_first(lambda: _written(target, state, tensors, beside))
-
-
-def _written(target: Path, state: State, tensors: Mapping[str, Tensors], beside: Sequence[Path]) -> Path:
+def write(target: Path, state: State, tensors: Mapping[str, Tensors], beside: Sequence[Path]) -> Path:
+    """Write the folder completely and return it. `beside`: files that the run has written and needs to go on."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for file in beside:
@@ -218,7 +174,7 @@ def restore(folder: Path, trainer: Trainer, state: State) -> None:
     device = trainer.model.device
     trainer.reference.load(load_file(folder / "reference.safetensors"), trainer.model)
     weights = load_file(folder / "weights.safetensors")
-    by_name = dict(_trained(trainer))
+    by_name = dict(trained(trainer))
     if weights.keys() != by_name.keys():
         raise CheckpointError(f"{folder} holds the weights of another model")
     with torch.no_grad():
@@ -230,54 +186,6 @@ def restore(folder: Path, trainer: Trainer, state: State) -> None:
         trainer.optimizer.state[p][slot] = spread(tensor, p) if tensor.shape == p.shape else tensor.to(device)
     trainer.step, trainer.loss, trainer.curve = state.step, state.loss, list(state.curve)
     trainer.retain_weight.dual = state.retain_dual
-
-
-# A watcher's looks, the step that it would deliver, and the files that a checkpoint needs besides its own.
-Watched = tuple[list[dict[str, float]], int | None, list[Path]]
-
-
-@dataclass
-class Saver:
-    """Saves the trainer's state when called, and keeps the newest `keep` checkpoints; None: all of them."""
-
-    folder: Path
-    trainer: Trainer
-    input_model: str
-    check: str
-    before: Mapping[str, Measurement]
-    emit: Emit
-    keep: int | None
-    seconds_before: float
-    watched: Callable[[], Watched] = lambda: ([], None, [])
-    began: float = field(default_factory=time.monotonic)
-    _saved: int | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, over all attempts."""
-        return self.seconds_before + time.monotonic() - self.began
-
-    def __call__(self) -> None:
-        trainer = self.trainer
-        if self._saved == trainer.step:
-            return
-        looks, best, beside = self.watched()
-        kept = save(
-            self.folder,
-            trainer,
-            trainer.spec,
-            self.input_model,
-            self.check,
-            self.before,
-            self.seconds,
-            looks,
-            best,
-            beside,
-        )
-        self._saved = trainer.step
-        self.emit("checkpoint", step=trainer.step, folder=str(kept))
-        if self.keep is not None and trainer.processes.first:
-            prune(kept, self.keep)
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -293,27 +201,10 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _trained(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-    # Of a large model with adapters or few chosen layers nothing else is written: the rest is in the model's folder.
+def trained(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+    """The weights that a checkpoint holds, by name. Of a large model with adapters or few chosen layers nothing else is
+    written: the rest is in the model's folder."""
     return ((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
-
-
-def _optimizer_state(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-    # In the order of the parameters, which is the same in all processes.
-    for name, p in _trained(trainer):
-        for slot, value in trainer.optimizer.state.get(p, {}).items():
-            yield f"{name}/{slot}", value
-
-
-def whole(world: Processes, tensors: Iterable[tuple[str, Tensor]]) -> Tensors:
-    """Whole tensors in main memory, in the first process alone; one after the other, since shards are for models that
-    fit nowhere whole but there."""
-    made = {}
-    for name, tensor in tensors:
-        full = world.whole(tensor)
-        if world.first:
-            made[name] = full.cpu().contiguous()
-    return made
 
 
 def _sync(path: Path) -> None:

@@ -74,6 +74,7 @@ def _trained(
     from core.data.sets import read_set
     from core.loading import load
     from core.reference import Reference
+    from core.saver import Saver
     from core.train import Trainer, steps_of
 
     emit("phase", phase="load")
@@ -89,7 +90,7 @@ def _trained(
 
     emit("phase", phase="train")
     earlier = state.seconds if state else 0.0
-    saves = checkpoint.Saver(out / "checkpoints", trainer, loaded.digest, check, {}, emit, 2, earlier)
+    saves = Saver(out / "checkpoints", trainer, loaded.digest, check, {}, emit, 2, earlier)
     trainer.run(emit, stop, saves, lambda: False)
     result = {
         "spec_digest": spec.digest(),

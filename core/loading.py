@@ -16,9 +16,8 @@ from core.data.trained_on import check_records
 from core.edits.retrain import check_base
 from core.errors import ModelError
 from core.evaluation import scorer
-from core.evaluation.others import check_others
 from core.optim import check_available
-from core.report.digest import file_digests, model_digest
+from core.report.digest import digest_of_folder
 from core.spec.job import JobSpec
 from core.spec.records import Record
 from core.tokens import Encoder
@@ -51,13 +50,12 @@ def load(
     check_base(start, folder)
     check_records(spec, records)
     check_available(spec.optimizer)
-    scorer.check(spec)
-    check_others(spec, inputs)
-    digest = model_digest(file_digests(folder, follow_links=True))
+    scorer.check(spec, inputs)
+    digest = digest_of_folder(folder)
     if expected is not None and digest != expected:
         raise ModelError(f"{folder} is no longer what was registered: its digest is {digest}", param="model")
     model, tokenizer = models.load(folder, device)
     tuning.prepare(model, spec)
-    encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, models.positions(model)))
+    encoder = models.encoder(model, tokenizer, spec.data.prompt, spec.data.max_length)
     sets = {name: encode(rows, encoder, name) for name, rows in records.items()}
     return Loaded(model, digest, start, encoder, sets)

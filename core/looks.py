@@ -1,7 +1,7 @@
 """What a look along the way amounts to: how much was forgotten, whether the budget is kept, whether it is enough."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.report.schema import Measured, Measurement
 from core.report.verdict import apply, beyond, observed
@@ -23,39 +23,47 @@ class Bar:
         """`forgetting` (0 to 1), `within_budget`, `texts`, `enough`, beside the values themselves; `earlier`: the looks
         before this one, of which the first is of the model as it was given.
 
-        `enough` takes every quick gate to hold with a standard error to spare, or with its whole interval where it asks
-        for that: values that just touch their bounds on a few rows may fail on all of them.
+        Inside the budget is a look on which every gate that is not about forgetting was seen to hold: where one is on
+        texts, a look that asked for none is not. `enough` takes every quick gate to hold with a standard error to
+        spare, or with its whole interval where it asks for that: values that just touch their bounds on a few rows may
+        fail on all of them.
         """
         numbers = {name: m.value for name, m in values.items()}
         before, exact, now = _exact(earlier[0] if earlier else numbers), _exact(numbers), dict(values)
         forgets = [gate for gate in self.quick if gate.speaks_of_forgetting]
         keeps = [*(gate for gate in self.quick if gate not in forgets), *self.budget]
+        said = [gate for gate in self.slow if not gate.speaks_of_forgetting]
         progress = [_progress(gate, before, exact) for gate in forgets]
         forgetting = sum(progress) / len(progress)
-        within = all(_holds(gate, before, exact) for gate in keeps)
-        said = not self.slow or (texts and all(_holds(gate, before, now) for gate in self.slow))
+        within = all(_holds(gate, before, exact) for gate in keeps) and all(_holds(gate, before, now) for gate in said)
         sure = all(_surely(gate, before, now) for gate in (*forgets, *keeps))
+        done = bool(earlier) and forgetting == 1 and within and sure
         return {
             **numbers,
             "forgetting": forgetting,
-            "within_budget": float(within and self._texts_kept(before, now, earlier, texts)),
+            "within_budget": float(within),
             "texts": float(texts),
-            "enough": float(bool(earlier) and forgetting == 1 and within and sure and said),
+            "enough": float(done and all(_holds(gate, before, now) for gate in self.slow)),
         }
 
-    def _texts_kept(
-        self, before: Mapping[str, Measurement], now: Mapping[str, Measurement], earlier: Sequence[Look], texts: bool
-    ) -> bool:
-        """Whether the texts are inside the budget; where none were generated, those of the last look that had some."""
-        if texts:
-            return all(_holds(gate, before, now) for gate in self.slow if not gate.speaks_of_forgetting)
-        return next((bool(look["within_budget"]) for look in reversed(earlier) if look["texts"]), True)
+    def worth_texts(self, values: Values, looks: Sequence[Look], most: float, last: bool) -> bool:
+        """Whether texts shall be generated at the look after these, of which `values` are known without any.
+
+        They are where they alone keep training from its end; and where they alone, being of the budget, keep the look
+        from being delivered, `most` being the most forgetting before it. Each time doubles the wait for the next, but
+        the `last` look of all does not wait.
+        """
+        known = replace(self, slow=()).judged(values, looks, texts=False)
+        asked = [i for i, look in enumerate(looks) if look["texts"] and i]
+        ending = [i for i in asked if looks[i]["forgetting"] == 1]
+        ends = bool(known["enough"]) and _due(len(looks), ending)
+        of_budget = any(not gate.speaks_of_forgetting for gate in self.slow)
+        delivered = of_budget and bool(known["within_budget"]) and known["forgetting"] >= most
+        return ends or (delivered and (last or _due(len(looks), asked)))
 
 
-def worth_texts(looks: Sequence[Look]) -> bool:
-    """Whether texts shall be generated at the look after these: each failure doubles the wait for the next."""
-    asked = [i for i, look in enumerate(looks) if look["texts"] and i]
-    return not asked or len(looks) - asked[-1] >= 2 ** (len(asked) - 1)
+def _due(at: int, asked: Sequence[int]) -> bool:
+    return not asked or at - asked[-1] >= 2 ** (len(asked) - 1)
 
 
 def _exact(values: Mapping[str, float]) -> dict[str, Measurement]:

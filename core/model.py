@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from core.errors import ModelError
 from core.forward import choose_attention
+from core.spec.sources import PromptFormat
+from core.tokens import Encoder
 
 
 def check_folder(folder: Path) -> None:
@@ -41,28 +43,41 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32)
     """
     check_folder(folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model, tokenizer, lacks = read(AutoModelForCausalLM, folder, dtype)
     except Exception as error:
         # What a library says to a broken file is of any type: its own, a KeyError, Rust's.
         raise ModelError(f"{folder} cannot be loaded: {type(error).__name__}: {error}", param="model") from error
-    model, found = loaded
-    if found["missing_keys"]:
-        some = ", ".join(sorted(found["missing_keys"])[:3])
-        raise ModelError(f"{folder} lacks {len(found['missing_keys'])} weights, among them {some}", param="model")
+    if lacks is not None:
+        raise ModelError(f"{folder} {lacks}", param="model")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{folder}: the tokenizer has no end-of-sequence token", param="model")
     model.to(device)
     model.eval()
     choose_attention(model)
     return model, tokenizer
+
+
+def read(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, str | None]:
+    """A model of one of transformers' Auto classes, its tokenizer, and which weights the folder lacks, in words: such a
+    model would run all the same, on numbers drawn at random. Raises what transformers does, errors of any type."""
+    model, found = kind.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    missing = sorted(found["missing_keys"])
+    return model, tokenizer, f"lacks {len(missing)} weights, among them {', '.join(missing[:3])}" if missing else None
+
+
+def encoder(
+    model: PreTrainedModel, tokenizer: Any, prompt_format: PromptFormat, max_length: int, system: str | None = None
+) -> Encoder:
+    """The model's own encoder: rows are no longer than `max_length`, nor than the model takes."""
+    return Encoder(tokenizer, prompt_format, min(max_length, positions(model)), system)
 
 
 def positions(model: PreTrainedModel) -> int:

@@ -9,7 +9,6 @@ if __name__ == "__main__":
 
     main()
 
-import datetime
 import shutil
 import time
 from collections.abc import Mapping
@@ -35,9 +34,10 @@ from core.parallel.processes import ALONE, Processes
 from core.plots.of_run import drawn
 from core.precision import autocast
 from core.reference import Reference, observe
-from core.report.build import build
+from core.report.build import build, left_in, now
 from core.report.digest import file_digests
 from core.report.schema import Absent, Report, TrainingDone
+from core.saver import Saver
 from core.spec.job import JobSpec
 from core.tokens import Encoder
 from core.train import Trainer, steps_of
@@ -72,7 +72,7 @@ def run(
     holds their keys; `model_digest` what the input model must be; `keep_checkpoints` None keeps them all. Raises the
     errors of core.errors.
     """
-    began, started_at = time.monotonic(), _now()
+    began, started_at = time.monotonic(), now()
     state = checkpoint.read_state(resume) if resume else None
     device = prepare(_threads(spec, state, processes), processes.device)
     emit("accepted", spec_digest=spec.digest(), resumed_from=state.step if state else None)
@@ -113,7 +113,7 @@ def run(
 
     emit("phase", phase="train")
     earlier = state.seconds if state else 0.0
-    saves = checkpoint.Saver(
+    saves = Saver(
         out / "checkpoints",
         trainer,
         loaded.digest,
@@ -133,7 +133,7 @@ def run(
             trainer.run(heard, stop, saves, lambda: within(watcher))
             within(watcher.close)
         # One is left ahead of an edit, a merge or a choice, since resuming does it again.
-        chosen = watcher.best if spec.training.stop_when and watcher.best is not None else trainer.step
+        chosen = watcher.chosen
         # Nor may it cost hours of what comes after; and what trained the model need not stand beside it then.
         long = bool(spec.evaluation.attacks or spec.evaluation.lm_eval or spec.evaluation.retrained)
         changed = edit.after is not None or tuning.settles(spec) or chosen != trainer.step or long
@@ -164,7 +164,7 @@ def run(
         report = build(
             spec,
             started_at=started_at,
-            finished_at=_now(),
+            finished_at=now(),
             input_model=loaded.digest,
             output_files=file_digests(out / "model"),
             sets={name: (len(s.examples), s.answer_tokens, list(s.too_long)) for name, s in loaded.sets.items()},
@@ -187,14 +187,9 @@ def run(
         report=str(outcome.report_file),
         model=str(outcome.model),
         seconds_to_first_step=heard.seconds,
-        rows=_names(out, "rows/*.parquet"),
-        plots=_names(out, "plots/*.svg"),
+        **left_in(out),
     )
     return outcome
-
-
-def _names(out: Path, pattern: str) -> list[str]:
-    return sorted(str(file.relative_to(out)) for file in out.glob(pattern))
 
 
 def _put_back(checkpointed: Path, out: Path) -> None:
@@ -273,7 +268,3 @@ def _fill_reference(trainer: Trainer, stop: StopFlag) -> None:
 def _mean_clip(curve: list[dict[str, float]]) -> float | Absent:
     fractions = [point["clip_fraction"] for point in curve if "clip_fraction" in point]
     return sum(fractions) / len(fractions) if fractions else Absent(absent="the optimizer does not clip coordinates")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -3,13 +3,14 @@
 With `training.stop_when` they end training as soon as they hold, and choose what is delivered: of the looks inside the
 utility budget the one with the most forgetting.
 
-Most looks only force the answers. Gates on generated texts are asked of fewer rows, when all others hold, and where
-they then fail, after twice as many looks each time. Nothing here draws a random number that training would miss.
+Most looks only force the answers. Gates on generated texts are asked of fewer rows, where all else would let the look
+be delivered or end training, each time after twice as many looks. Nothing here draws a random number that training
+would miss.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.checkpoint import whole
 from core.evaluation import METRICS, Evidence
 from core.evaluation.evidence import Rows
 from core.evaluation.rows import RowScore
 from core.evaluation.scorer import Scorer
-from core.looks import Bar, Look, Values, worth_texts
+from core.looks import Bar, Look, Values
 from core.parallel.sharding import spread
 from core.report.schema import Measured
 from core.spec.gates import Gate
@@ -85,16 +85,18 @@ class Watcher:
             return False
         return self.look()
 
-    def look(self) -> bool:
-        """Look now; whether training may end here. Of a look that is broken off nothing is kept."""
+    def look(self, *, last: bool = False) -> bool:
+        """Look now; whether training may end here. Of a look that is broken off nothing is kept. The last look of all
+        asks for texts wherever it could be delivered."""
         values = self._forced()
         if self.stop_when is None:
             self._told(values)
             return False
-        if self.slow and self._worth_texts(values):
+        if self.slow and self._worth_texts(values, last):
             values = {**values, **self._texts()}
+        most = self._most()
         look = self._told(values)
-        if look["within_budget"] and look["forgetting"] >= self._most():
+        if look["within_budget"] and look["forgetting"] >= most:
             self._keep()
         return self.enough
 
@@ -106,18 +108,21 @@ class Watcher:
     def close(self) -> None:
         """The last step has not been looked at yet, where training came to its end."""
         if self.stop_when and self.looks[-1]["step"] != self.trainer.step:
-            self.look()
+            self.look(last=True)
 
-    def choose(self) -> int:
-        """Put the chosen look's weights into the model; returns its step. Without one, the last step's stay."""
-        step = self.trainer.step
-        if self.stop_when is None or self.best is None or self.best == step:
-            return step
+    @property
+    def chosen(self) -> int:
+        """The step whose weights are delivered: that of the best look, and without one the last."""
+        return self.trainer.step if self.best is None else self.best
+
+    def choose(self) -> None:
+        """Put the weights of the chosen step into the model."""
+        if self.chosen == self.trainer.step:
+            return
         kept = load_file(self._file())
         with torch.no_grad():
             for name, p in self.trainer.named:
                 p.copy_(spread(kept[name], p))
-        return self.best
 
     @property
     def files(self) -> list[Path]:
@@ -188,18 +193,13 @@ class Watcher:
         numbers: Look = {name: m.value for name, m in values.items()}
         if self.stop_when:
             numbers = self.bar.judged(values, self.looks, texts=any(map(_text, values)))
-        look = world.from_first(lambda: {"step": step, **numbers})
-        if self.stop_when:
-            self.scorer.emit("look", **look)
-        else:
-            self.scorer.emit("watch", step=step, metrics={name: look[name] for name in values})
-        self.looks.append(look)
-        return look
+        numbers = world.from_first(lambda: numbers)
+        self.scorer.emit("watch", step=step, metrics=numbers)
+        self.looks.append({"step": step, **numbers})
+        return self.looks[-1]
 
-    def _worth_texts(self, values: Values) -> bool:
-        """Whether all that is known without texts would do, and it is time to ask them."""
-        known = replace(self.bar, slow=()).judged(values, [{**look, "texts": 0.0} for look in self.looks], texts=False)
-        return self.trainer.processes.agree(bool(known["enough"]) and worth_texts(self.looks))
+    def _worth_texts(self, values: Values, last: bool) -> bool:
+        return self.trainer.processes.agree(self.bar.worth_texts(values, self.looks, self._most(), last))
 
     def _budget(self) -> list[Gate]:
         if self.stop_when is None or any(info(gate.metric).about == "utility" for gate in self.quick):
@@ -209,16 +209,13 @@ class Watcher:
         return [Gate(metric="retain.probability", relative_to="before", at_least=self.stop_when.budget)]
 
     def _most(self) -> float:
-        """The most forgetting of the looks before the last that were inside the budget."""
-        return max((o["forgetting"] for o in self.looks[1:-1] if o["within_budget"]), default=0.0)
+        """The most forgetting of the looks so far that were inside the budget."""
+        return max((look["forgetting"] for look in self.looks[1:] if look["within_budget"]), default=0.0)
 
     def _keep(self) -> None:
         """Remember these weights, in the first process's main memory; a file is made of them when one is needed."""
-        kept = whole(self.trainer.processes, self.trainer.named)
-        # What trains in main memory is itself there: training would go on in what is to be kept.
-        on_cpu = self.trainer.model.device.type == "cpu"
         self.best = self.trainer.step
-        self._held = {name: tensor.clone() if on_cpu else tensor for name, tensor in kept.items()}
+        self._held = self.trainer.processes.in_memory(self.trainer.named, copy=True)
 
     def _file(self) -> Path:
         """The best look's weights as a file, which the first process writes."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import torch
 from sqlalchemy import make_url
 
 from api.store import migrate
@@ -106,6 +107,15 @@ def database(database_url: str) -> Iterator[Database]:
     opened = open_database(database_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def settings_put_back() -> Iterator[None]:
+    """Benchmarks set threads and determinism for their whole process, which here is everybody's."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 products."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,8 @@ from core.tokens import Example
 from tests.models import Reciter, people
 from tests.tiny import rows
 
+pytestmark = pytest.mark.usefixtures("settings_put_back")
 SIZE = Size(hidden=32, intermediate=64, layers=3, heads=4, vocab=40, tied=True)
-
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    """Ways set threads and determinism for their whole process, which here is everybody's."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The step benchmark compares equals: three pipelines that make the same update, and a floor of the step's products."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -12,20 +10,12 @@ from benchmarks.rows import Size, llama, step_rows
 from benchmarks.step import CHECK_RATES, differences
 from tests.tiny import rows
 
+pytestmark = pytest.mark.usefixtures("settings_put_back")
 SIZE = Size(hidden=32, intermediate=64, layers=3, heads=4, vocab=40, tied=True)
 SETS = {
     "forget": rows(1, [(5, 7), (3, 12), (9, 4), (4, 9), (6, 2)]),
     "retain": rows(2, [(8, 3), (2, 11), (7, 7), (5, 10), (3, 1), (4, 6)]),
 }
-
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    """Pipelines set threads and determinism for their whole process, which here is everybody's."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.mark.parametrize("optimizer", CHECK_RATES)

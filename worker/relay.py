@@ -198,8 +198,8 @@ class Relay:
         elif kind == "scores":
             self._measurements.append(Measurement(event["when"], 0, event["metrics"]))
             self._note(kind, {"when": event["when"]})
-        elif kind in ("watch", "look"):
-            self._measurements.append(Measurement("watch", event["step"], _looked(event)))
+        elif kind == "watch":
+            self._measurements.append(Measurement("watch", event["step"], event["metrics"]))
             self._note(kind, event)
         elif kind in ("accepted", "attack"):
             self._note(kind, event)
@@ -217,14 +217,3 @@ class Relay:
         if time.monotonic() - self._told > _TELL_SECONDS or event["step"] == event["steps"]:
             self._told = time.monotonic()
             self._notes.append(Note("progress", dict(self._progress)))
-
-
-def _looked(event: Event) -> dict[str, Any]:
-    """The numbers of a look along the way, whether they stand in the event itself or in a mapping of it."""
-    numbers: dict[str, Any] = {}
-    for name, value in event.items():
-        if isinstance(value, Mapping):
-            numbers |= value
-        elif name not in ("at", "step"):
-            numbers[name] = value
-    return numbers

@@ -16,7 +16,6 @@ from core.events import Emit, StopFlag
 from core.report.schema import Absent, Measurement
 from core.spec.job import JobSpec
 from core.spec.records import Record
-from core.tokens import Encoder
 
 
 def measured_again(
@@ -31,8 +30,8 @@ def measured_again(
     with environment.memory_for(spec):
         device = environment.prepare(spec.threads or environment.available_threads())
         model, tokenizer = models.load(folder, device)
-        width = min(spec.data.max_length, models.positions(model))
-        encoder = Encoder(tokenizer, spec.data.prompt, width, getattr(spec.method, "system_prompt", None))
+        system = getattr(spec.method, "system_prompt", None)
+        encoder = models.encoder(model, tokenizer, spec.data.prompt, spec.data.max_length, system)
         for done, records in enumerate(sets):
             emit("progress", phase="score_earlier", done=done, total=len(sets))
             data = encode(records, encoder, "forget")

@@ -4,6 +4,7 @@ Import it inside functions only: lm-eval takes seconds.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from core.events import StopFlag
 from core.forward import collate, generating, head, hidden_states, packs
 from core.model import positions
 from core.tokens import Batch, Example, pad
-from core.views import LOGITS_AT_ONCE
+from core.views import in_chunks
 
 # Windows of a long text that lm-eval hands over at once.
 _WINDOWS = 256
@@ -92,16 +93,9 @@ class InMemory(HFLM):  # type: ignore[misc]
         return self._read(collate(self.model, examples, share=True), len(examples))
 
     def _read(self, batch: Batch, rows: int) -> list[tuple[float, bool]]:
-        hidden, targets = hidden_states(self.model, batch), batch.targets
         vocabulary = self.model.config.get_text_config().vocab_size
-        parts = []
-        for some, wanted in zip(
-            *(t.split(max(128, LOGITS_AT_ONCE // vocabulary)) for t in (hidden, targets)), strict=True
-        ):
-            logits = head(self.model, some)
-            loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
-            parts.append((loss, logits.argmax(-1) != wanted))
-        nll, wrong = (torch.cat(part) for part in zip(*parts, strict=True))
+        hidden = hidden_states(self.model, batch)
+        nll, wrong = in_chunks(_nll_and_miss, partial(head, self.model), vocabulary, hidden, batch.targets).unbind(-1)
 
         def of_rows(numbers: Tensor) -> list[float]:
             sums = torch.zeros(rows, dtype=torch.float64, device=self.device)
@@ -139,6 +133,12 @@ class InMemory(HFLM):  # type: ignore[misc]
             raise
         finally:
             hook.remove()
+
+
+def _nll_and_miss(logits: Tensor, targets: Tensor) -> Tensor:
+    """(tokens, 2): the loss, and 1 where argmax is another token."""
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return torch.stack([nll, (logits.argmax(-1) != targets).float()], -1)
 
 
 def _arguments(requests: Sequence[Any]) -> list[tuple[str, dict[str, Any]]]:

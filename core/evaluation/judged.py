@@ -1,6 +1,7 @@
 """What judges say of generated texts, put into the rows: nearest to the answer or not, and how toxic."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -11,6 +12,7 @@ from core.events import StopFlag
 from core.parallel.processes import ALONE, Processes
 from core.spec.evaluation import Beside, Classifier
 
+T = TypeVar("T")
 _COMPARED = ("forget", "retain", "real_authors", "world_facts")
 _PROMPTS = ("harm_prompts", "toxic_prompts")
 
@@ -35,13 +37,7 @@ def judge_answers(
     asked = [(row, (row.generated, record.answer, record.perturbed_answers)) for row, record in judged]
     made = [(row, (text, answer, others)) for row, (text, answer, others) in asked if text is not None]
 
-    def judged_apart(stop: StopFlag) -> list[bool | None] | str:
-        try:
-            return embedding.nearest(judge, [texts for _, texts in made], device, stop)
-        except JudgeMissing as reason:
-            return str(reason)
-
-    found = world.apart(judged_apart, stop)
+    found = _judged(world, stop, lambda own: embedding.nearest(judge, [texts for _, texts in made], device, own))
     if isinstance(found, str):
         return {"embedder": found}
     for (row, _), near in zip(made, found, strict=True):
@@ -61,15 +57,21 @@ def judge_toxicity(
 
     made = [(row, row.generated) for name in _PROMPTS for row in rows.get(name, ()) if row.generated is not None]
 
-    def judged_apart(stop: StopFlag) -> list[float] | str:
-        try:
-            return toxicity.scores(judge, [text for _, text in made], device, stop)
-        except JudgeMissing as reason:
-            return str(reason)
-
-    found = world.apart(judged_apart, stop)
+    found = _judged(world, stop, lambda own: toxicity.scores(judge, [text for _, text in made], device, own))
     if isinstance(found, str):
         return {"classifier": found}
     for (row, _), score in zip(made, found, strict=True):
         row.toxicity = score
     return {}
+
+
+def _judged(world: Processes, stop: StopFlag, judge: Callable[[StopFlag], list[T]]) -> list[T] | str:
+    """What the judge says in the first process, or why it cannot be had there."""
+
+    def apart(own: StopFlag) -> list[T] | str:
+        try:
+            return judge(own)
+        except JudgeMissing as reason:
+            return str(reason)
+
+    return world.apart(apart, stop)

@@ -44,7 +44,7 @@ def scored_elsewhere(
     """Rows of the compared sets under another model, in its own tokens and without a system prompt, which is another
     model's. Raises ModelError and Stopped."""
     model, tokenizer = _loaded(folder, device, _RETRAINED)
-    own = Encoder(tokenizer, encoder.format, min(encoder.max_length, models.positions(model)))
+    own = models.encoder(model, tokenizer, encoder.format, encoder.max_length)
     return {
         name: score(model, own, encode(sets[name].records, own, name), how, stop=stop)
         for name in COMPARED

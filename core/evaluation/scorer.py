@@ -15,7 +15,7 @@ from core.evaluation import Evidence, measured, of_attack
 from core.evaluation.continuations import continued
 from core.evaluation.evidence import Rows
 from core.evaluation.judged import judge_answers, judge_toxicity
-from core.evaluation.others import COMPARED, reference_losses, rows_elsewhere, scored_elsewhere
+from core.evaluation.others import COMPARED, check_others, reference_losses, rows_elsewhere, scored_elsewhere
 from core.evaluation.rows import RowScore, write_rows
 from core.evaluation.score import How, score
 from core.events import Emit, StopFlag
@@ -30,8 +30,12 @@ _PASSAGES, _PROMPTS = ("seen", "unseen"), ("harm_prompts", "toxic_prompts")
 _WITH_VARIANTS = ("forget", "retain", "real_authors", "world_facts")
 
 
-def check(spec: JobSpec) -> None:
-    """What is wrong with the evaluation that can be seen before a weight is read. Raises SpecError."""
+def check(spec: JobSpec, inputs: Inputs) -> None:
+    """What is wrong with the evaluation that can be seen before a weight is read.
+
+    Raises SpecError, ModelError and DataError.
+    """
+    check_others(spec, inputs)
     if spec.evaluation.lm_eval is not None:
         from core.evaluation import harness
 
@@ -110,9 +114,9 @@ class Scorer:
             limit = self.spec.evaluation.max_new_tokens
             rows = attacked(attack, Target(self.model, self.encoder, self.sets, self.spec.seed, stop, scored, limit))
             every = len(self.sets["forget"].records)
-            if not isinstance(rows, Absent) and attack.name != "relearn" and 2 * len(rows) < every:
+            if not isinstance(rows, Absent) and 2 * len(rows) < every:
                 rows = Absent(
-                    absent=f"only {len(rows)} of {every} forget rows can be asked so, which is less than half"
+                    absent=f"only {len(rows)} of {every} forget rows can be scored so, which is less than half"
                 )
             if isinstance(rows, Absent):
                 return dict.fromkeys(OF_ATTACKS, rows)
@@ -219,9 +223,7 @@ class Scorer:
     def _retrained(self) -> Rows:
         """Rows of a retrained model, scored or read once."""
         wanted = self.spec.evaluation.retrained
-        if wanted is None:
-            return {}
-        if self.world.sharded and wanted.rows is None:
+        if wanted is None or (self.world.sharded and wanted.rows is None):
             return {}
         if "retrained" not in self._once:
             if wanted.rows is not None:

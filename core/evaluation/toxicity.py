@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
+from core import model as models
 from core.data.batches import by_length
 from core.errors import Problem, SpecError
 from core.evaluation.judges import JudgeMissing, failed, folder_of, named
@@ -53,23 +54,12 @@ def _loaded(judge: Classifier, device: torch.device) -> tuple[Any, Any]:
     """Model and tokenizer, ready to take texts of different lengths at once."""
     folder = folder_of(judge)
     try:
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model, tokenizer, lacks = models.read(AutoModelForSequenceClassification, folder)
     except Exception as error:
         # What a library says to a broken file is of any type: its own, a KeyError, Rust's.
         raise failed(judge, "loaded", error) from error
-    model, info = loaded
-    if info["missing_keys"]:
-        # Drawn at random, a head would score all the same.
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise JudgeMissing(f"{named(judge)} lacks {len(info['missing_keys'])} weights, among them {some}")
+    if lacks is not None:
+        raise JudgeMissing(f"{named(judge)} {lacks}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:

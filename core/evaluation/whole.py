@@ -1,6 +1,5 @@
 """A whole evaluation of one model: scored, attacked, judged, drawn; or the same again from rows alone."""
 
-import datetime
 import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ from core.data.sets import read_sets
 from core.environment import available_threads, describe, memory_for, prepare
 from core.errors import CheckpointError, DataError, ModelError, Problem, SpecError
 from core.evaluation import Evidence, measured
-from core.evaluation.others import check_others, rows_elsewhere
+from core.evaluation.evidence import Rows
+from core.evaluation.others import rows_elsewhere
 from core.evaluation.rows import RowScore, file_of, read_rows
 from core.evaluation.scorer import Scorer, check
 from core.events import Emit, StopFlag
 from core.plots.of_run import distributions
-from core.report.build import limitations, unseen
-from core.report.digest import file_digests, model_digest
+from core.report.build import NO_KEY, left_in, limitations, now, unseen
+from core.report.digest import digest_of_folder
 from core.report.schema import Absent, DataUsed, Evaluated, Measurement
 from core.report.verdict import judge
 from core.spec.base import Spec
@@ -30,9 +30,7 @@ from core.spec.gates import Gate
 from core.spec.job import JobSpec, validated
 from core.spec.metrics import SETS
 from core.spec.profiles import with_profile
-from core.tokens import Encoder
 
-_UNKEYED = Absent(absent="run without the service: the set has no key of its own")
 _NOT_IN_ROWS = {
     "embedder": "the rows hold no judgement of an embedder",
     "classifier": "the rows hold no judgement of a classifier",
@@ -50,19 +48,18 @@ def evaluate(
 
     Leaves `out/report.json`, `out/rows` and `out/plots`. Raises the errors of core.errors.
     """
-    started = _now()
+    started = now()
     stop.check()
     with memory_for(spec):
         device = prepare(spec.threads or available_threads())
         emit("accepted", spec_digest=spec.digest(), resumed_from=None)
         emit("phase", phase="load")
-        check(spec)
+        check(spec, inputs)
         folder = inputs.model(spec)
         _check_folders(folder, before, out)
         _check_free(out, spec.digest())
-        check_others(spec, inputs)
         records = read_sets(spec.data, inputs)
-        digests = [_digest(each) for each in (folder, before) if each is not None]
+        digests = {each: digest_of_folder(each) for each in (folder, before) if each is not None}
         once: dict[Any, Any] = {}
 
         def scorer(of: Path) -> Scorer:
@@ -71,10 +68,10 @@ def evaluate(
             if once.setdefault("vocabulary", vocabulary) != vocabulary:
                 # Those losses are of other tokens.
                 once.pop("reference", None)
-            encoder = Encoder(tokenizer, spec.data.prompt, min(spec.data.max_length, models.positions(model)))
+            encoder = models.encoder(model, tokenizer, spec.data.prompt, spec.data.max_length)
             sets = {name: encode(rows, encoder, name) for name, rows in records.items()}
             kept = out / "rows"
-            about = {"model": _digest(of)}
+            about = {"model": digests[of]}
             return Scorer(spec, model, encoder, sets, emit, stop, inputs=inputs, folder=kept, about=about, _once=once)
 
         for stale in (out / "rows").glob("*.parquet"):
@@ -82,26 +79,26 @@ def evaluate(
         earlier = scorer(before).measure("before", 0) if before else _not_before(spec.gates)
         # A model in cycles with what looks at it would stand beside the next one.
         gc.collect()
-        now = scorer(folder)
-        after = now.measure("after", 0)
-        after |= now.attack()
+        last = scorer(folder)
+        after = last.measure("after", 0)
+        after |= last.attack()
         emit("phase", phase="report")
-        rows = {f"{name}, {when}": own for when in ("before", "after") for name, own in (now.rows(when) or {}).items()}
+        rows = {when: last.rows(when) or {} for when in ("before", "after")}
         report = Evaluated(
             spec=spec.model_dump(mode="json"),
             spec_digest=spec.digest(),
             started_at=started,
-            finished_at=_now(),
-            model=digests[0],
-            before_model=digests[1] if before else Absent(absent=_NOTHING_BEFORE),
-            sets={name: _used(data) for name, data in now.sets.items()},
+            finished_at=now(),
+            model=digests[folder],
+            before_model=digests[before] if before else Absent(absent=_NOTHING_BEFORE),
+            sets={name: _used(data) for name, data in last.sets.items()},
             before=dict(earlier),
             after=after,
-            verdict=judge(spec.gates, earlier, after, unseen(_used(now.sets["forget"]))),
+            verdict=judge(spec.gates, earlier, after, unseen(_used(last.sets["forget"]))),
             environment=describe(device),
             limitations=limitations(spec),
         )
-    return _written(report, rows if spec.evaluation.plots else {}, out, emit)
+    return _written(report, rows, spec.evaluation.plots, out, emit)
 
 
 class _Asked(Spec):
@@ -115,7 +112,7 @@ class _Asked(Spec):
 def recompute(folder: Path, asked: Mapping[str, Any], out: Path, *, retrained: Path | None, emit: Emit) -> Evaluated:
     """The metrics and the verdict from rows that lie in `folder`; attacks and benchmarks, which need a model, stay
     absent. Raises DataError and SpecError."""
-    started = _now()
+    started = now()
     wanted = {name: value for name, value in with_profile(dict(asked)).items() if name in _Asked.model_fields}
     spec = validated(_Asked, wanted)
     _check_free(out, None)
@@ -142,7 +139,7 @@ def recompute(folder: Path, asked: Mapping[str, Any], out: Path, *, retrained: P
         spec=resolved,
         spec_digest=Absent(absent="computed from rows, not by a request"),
         started_at=started,
-        finished_at=_now(),
+        finished_at=now(),
         model=Absent(absent="computed from rows; their files say of which request they are"),
         before_model=Absent(absent="computed from rows"),
         sets={},
@@ -152,20 +149,18 @@ def recompute(folder: Path, asked: Mapping[str, Any], out: Path, *, retrained: P
         environment=describe(torch.device("cpu")),
         limitations=["Computed from rows as they lay there: nothing here says that they are the model's."],
     )
-    labelled = {f"{name}, {when}": own for when, of in rows.items() for name, own in of.items()}
-    return _written(report, labelled if spec.evaluation.plots else {}, out, emit)
+    return _written(report, rows, spec.evaluation.plots, out, emit)
 
 
-def _written(report: Evaluated, rows: Mapping[str, Sequence[RowScore]], out: Path, emit: Emit) -> Evaluated:
-    shown = {label: own for label, own in rows.items() if label.split(",")[0] in ("forget", "holdout", "retain")}
-    distributions(out / "plots", shown)
+def _written(report: Evaluated, rows: Mapping[str, Rows], plots: bool, out: Path, emit: Emit) -> Evaluated:
+    if plots:
+        distributions(out / "plots", rows)
     (out / "report.json").write_text(report.model_dump_json(indent=2))
     emit(
         "done",
         verdict=report.verdict.verdict,
         report=str(out / "report.json"),
-        rows=sorted(str(file.relative_to(out)) for file in out.glob("rows/*.parquet")),
-        plots=sorted(str(file.relative_to(out)) for file in out.glob("plots/*.svg")),
+        **left_in(out),
     )
     return report
 
@@ -219,15 +214,7 @@ def _not_before(gates: Sequence[Gate]) -> dict[str, Measurement]:
     return {gate.metric: Absent(absent=_NOTHING_BEFORE) for gate in gates if gate.relative_to == "before"}
 
 
-def _digest(folder: Path) -> str:
-    return model_digest(file_digests(folder, follow_links=True))
-
-
 def _used(data: EncodedSet) -> DataUsed:
     return DataUsed(
-        rows=len(data.examples), answer_tokens=data.answer_tokens, too_long=list(data.too_long), commitment=_UNKEYED
+        rows=len(data.examples), answer_tokens=data.answer_tokens, too_long=list(data.too_long), commitment=NO_KEY
     )
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -5,7 +5,7 @@ shards (FSDP2) hold a part each and go through every forward pass together (shar
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -83,6 +83,16 @@ class Processes:
     def whole(self, tensor: Any) -> Tensor:
         """A tensor that may be sharded, or a sum over shards, as a plain one on every process."""
         return sharding.whole(tensor)
+
+    def in_memory(self, tensors: Iterable[tuple[str, Tensor]], *, copy: bool = False) -> dict[str, Tensor]:
+        """Whole tensors in main memory, in the first process alone; one after the other, since shards are for models
+        that fit nowhere whole but there. Those that are there already are themselves, unless as a `copy`."""
+        made = {}
+        for name, tensor in tensors:
+            full = self.whole(tensor)
+            if self.first:
+                made[name] = full.to("cpu", copy=copy).contiguous()
+        return made
 
     def put_together(self, model: torch.nn.Module) -> None:
         """Make the first process's model a plain one, to be saved and no longer run."""

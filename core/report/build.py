@@ -1,6 +1,8 @@
 """Puts a report together from what a run measured; adds the verdict and the plain words on what it does not prove."""
 
+import datetime
 from collections.abc import Mapping
+from pathlib import Path
 
 from core.report.digest import model_digest
 from core.report.schema import Absent, DataUsed, Environment, Measurement, Report, TrainingDone
@@ -17,7 +19,7 @@ _SOME_ATTACKS = "Attacks were tried as the spec says, and no others; a stronger 
 _NO_HOLDOUT = "Without a holdout set nothing says whether the forget set is told from text never seen."
 _UNCHANGED = "The weights were not changed: whoever holds them holds what they know."
 _UNCHANGING = frozenset({"guard", "origin"})
-_NO_KEY = Absent(absent="run without the service: the set has no key of its own")
+NO_KEY = Absent(absent="run without the service: the set has no key of its own")
 
 
 def build(
@@ -36,7 +38,7 @@ def build(
 ) -> Report:
     """`sets` gives rows, answer tokens and the positions of records that did not fit; times are RFC 3339 UTC."""
     used = {
-        name: DataUsed(rows=rows, answer_tokens=tokens, too_long=too_long, commitment=commitments.get(name) or _NO_KEY)
+        name: DataUsed(rows=rows, answer_tokens=tokens, too_long=too_long, commitment=commitments.get(name) or NO_KEY)
         for name, (rows, tokens, too_long) in sets.items()
     }
     return Report(
@@ -75,3 +77,14 @@ def limitations(spec: JobSpec) -> list[str]:
     said += [] if "paraphrase" in attacks else [_ONE_WORDING]
     said += [] if spec.data.holdout is not None else [_NO_HOLDOUT]
     return said
+
+
+def now() -> str:
+    """The time as a report tells it: RFC 3339, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def left_in(out: Path) -> dict[str, list[str]]:
+    """The files of rows and the plots in a run's folder, by their paths in it, as its last event tells them."""
+    patterns = {"rows": "rows/*.parquet", "plots": "plots/*.svg"}
+    return {kind: sorted(str(file.relative_to(out)) for file in out.glob(p)) for kind, p in patterns.items()}

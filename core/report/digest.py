@@ -44,6 +44,11 @@ def model_digest(digests: Mapping[str, str]) -> str:
     return whole.hexdigest()
 
 
+def digest_of_folder(folder: Path) -> str:
+    """The digest of a model to begin with, which may lie in a hub's cache. Raises ModelError."""
+    return model_digest(file_digests(folder, follow_links=True))
+
+
 def ignored_in(folder: Path) -> list[str]:
     """The names of what lies in `folder` and is left out of its digest."""
     return [name for name in IGNORED if (folder / name).exists()]

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from core.spec.attacks import Attack
 from core.spec.base import FilePath, Spec, conflict
 from core.spec.models import ModelReference
-from core.spec.sources import HubId, Revision
+from core.spec.sources import Located
 
 Membership = Literal["loss", "zlib", "min_k", "min_k_plus_plus", "reference", "grad_norm"]
 TASK = r"^[A-Za-z0-9_][A-Za-z0-9_:/.-]{0,149}$"
@@ -32,21 +32,8 @@ def _retrained(value: Any) -> Any:
     return {"model": value} if short else value
 
 
-class Beside(Spec):
+class Beside(Located):
     """A model that judges texts: a local folder, or an id of the hub at a pinned revision; safetensors weights only."""
-
-    path: FilePath | None = Field(None, description="a local folder; either this or hub")
-    hub: HubId | None = Field(None, description="an id of the hub; needs a revision")
-    revision: Revision | None = Field(None, description="full commit hash, 40 hex digits")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> "Beside":
-        if (self.path is None) == (self.hub is None):
-            raise conflict("path", self.path, "Give exactly one of path (a local folder) and hub (with a revision).")
-        if (self.hub is None) != (self.revision is None):
-            needs = "hub needs a revision: a full commit hash." if self.hub else "revision belongs to hub, not to path."
-            raise conflict("revision", self.revision, needs)
-        return self
 
 
 class Classifier(Beside):

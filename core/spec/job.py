@@ -62,10 +62,9 @@ class JobSpec(Spec):
 
     @model_validator(mode="after")
     def _gates_can_be_measured(self) -> "JobSpec":
-        given = {*self.data.sources(), *(("retain",) if self.data.has_retain else ())}
         of_profile = [Gate.model_validate(gate) for gate in from_profile(self.profile)]
         for i, gate in enumerate(self.gates):
-            if gate not in of_profile and (lacking := _lacking(self, gate, given)):
+            if gate not in of_profile and (lacking := _lacking(self, gate)):
                 said = f"{lacking} is required by the gate on '{gate.metric}'."
                 raise conflict(f"gates.{i}.metric", gate.metric, said)
         return self
@@ -77,8 +76,7 @@ class JobSpec(Spec):
         if self.method.name in _NO_STEPS:
             said = f"The method '{self.method.name}' takes no steps to stop. Allowed: null."
             raise conflict("training.stop_when", self.training.stop_when.model_dump(mode="json"), said)
-        given = {*self.data.sources(), *(("retain",) if self.data.has_retain else ())}
-        watched = [gate for gate in self.gates if info(gate.metric).watched and given.issuperset(gate.sets)]
+        watched = [gate for gate in self.gates if info(gate.metric).watched and self.data.given.issuperset(gate.sets)]
         if not any(gate.speaks_of_forgetting for gate in watched):
             said = (
                 "training.stop_when needs a gate on forgetting that can be looked at along the way, without generating "
@@ -126,10 +124,10 @@ class JobSpec(Spec):
         return digest_of(self.model_dump(mode="json"))
 
 
-def _lacking(spec: JobSpec, gate: Gate, given: set[str]) -> str | None:
+def _lacking(spec: JobSpec, gate: Gate) -> str | None:
     """The field without which the gate's metric cannot be measured; None where all are there."""
     for name in gate.sets:
-        if name not in given:
+        if name not in spec.data.given:
             return f"data.{name}"
     evaluation, of = spec.evaluation, gate.metric.split(".")
     for need in info(gate.metric).needs:

@@ -91,34 +91,18 @@ _MEANINGS: dict[str, tuple[str, str, str]] = {
         "arXiv:2202.05262",
     ),
 }
+_OVERLAP = ("rouge_l", "rouge_l_f1")
+_HELD = ("probability", *_OVERLAP, "exact_memorization", "extraction_strength")
+_VARIANTS = ("truth_ratio", "embedding_accuracy")  # of records with paraphrased or perturbed answers
 _BY_SET: dict[str, tuple[str, ...]] = {
-    "forget": (
-        "probability",
-        "rouge_l",
-        "rouge_l_f1",
-        "truth_ratio",
-        "exact_memorization",
-        "extraction_strength",
-        "embedding_accuracy",
-        "repetition",
-        "entropy",
-    ),
-    "retain": (
-        "probability",
-        "rouge_l",
-        "rouge_l_f1",
-        "truth_ratio",
-        "exact_memorization",
-        "extraction_strength",
-        "embedding_accuracy",
-        "perplexity",
-    ),
-    "holdout": ("probability", "rouge_l", "rouge_l_f1", "exact_memorization", "extraction_strength", "perplexity"),
-    "real_authors": ("probability", "rouge_l", "truth_ratio", "embedding_accuracy"),
-    "world_facts": ("probability", "rouge_l", "truth_ratio", "embedding_accuracy"),
-    "verbatim": ("rouge_l", "rouge_l_f1"),
-    "knowledge": ("rouge_l", "rouge_l_f1"),
-    "retain_knowledge": ("rouge_l", "rouge_l_f1"),
+    "forget": (*_HELD, *_VARIANTS, "repetition", "entropy"),
+    "retain": (*_HELD, *_VARIANTS, "perplexity"),
+    "holdout": (*_HELD, "perplexity"),
+    "real_authors": ("probability", "rouge_l", *_VARIANTS),
+    "world_facts": ("probability", "rouge_l", *_VARIANTS),
+    "verbatim": _OVERLAP,
+    "knowledge": _OVERLAP,
+    "retain_knowledge": _OVERLAP,
     "text": ("perplexity",),
 }
 _FORGOTTEN = ("forget", "verbatim", "knowledge")

@@ -5,7 +5,7 @@ the sets of a request together.
 """
 
 import abc
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -52,26 +52,31 @@ class JsonLines(Spec):
     rows: Rows = None
 
 
-class Published(Spec):
-    """A set in a published layout: a data set of the hub at a pinned revision, or a local folder of the same files."""
+class Located(Spec):
+    """Files of the hub at a pinned revision, or a local folder of the same files."""
 
-    # Whether `path` may also be a single file of such rows.
-    or_file: ClassVar[bool] = False
-
-    source: str
     path: FilePath | None = Field(None, description="a local folder in the layout of the hub; either this or hub")
-    hub: HubId | None = Field(None, description="id of a data set on the hub; needs a revision")
-    revision: Revision | None = Field(None, description="full commit hash of the hub's data set, 40 hex digits")
-    rows: Rows = None
+    hub: HubId | None = Field(None, description="an id of the hub; needs a revision")
+    revision: Revision | None = Field(None, description="full commit hash, 40 hex digits")
 
     @model_validator(mode="after")
-    def _one_place(self) -> "Published":
+    def _one_place(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise conflict("path", self.path, "Give exactly one of path (a local folder) and hub (with a revision).")
         if (self.hub is None) != (self.revision is None):
             needs = "hub needs a revision: a full commit hash." if self.hub else "revision belongs to hub, not to path."
             raise conflict("revision", self.revision, needs)
         return self
+
+
+class Published(Located):
+    """A set in a published layout: a data set of the hub at a pinned revision, or a local folder of the same files."""
+
+    # Whether `path` may also be a single file of such rows.
+    or_file: ClassVar[bool] = False
+
+    source: str
+    rows: Rows = None
 
     @abc.abstractmethod
     def places(self) -> Places:
@@ -259,6 +264,11 @@ class Data(Spec):
         """The sets that are given, by name, those to forget first."""
         every = {name: getattr(self, name) for name in SETS}
         return {name: source for name, source in every.items() if source is not None}
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of the sets that there will be."""
+        return frozenset({*self.sources(), *(("retain",) if self.has_retain else ())})
 
     @property
     def has_retain(self) -> bool:

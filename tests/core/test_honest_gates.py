@@ -76,7 +76,7 @@ def test_an_attack_that_only_a_few_rows_can_be_asked_by_is_absent(reciter: Recit
     evaluation = {"max_new_tokens": 6, "attacks": ["paraphrase"]}
     report = judged(Reciter(reciter.model, forget, reciter.retain), tmp_path / "out", evaluation=evaluation)
     assert report.after["paraphrase.rouge_l"] == Absent(
-        absent="only 1 of 10 forget rows can be asked so, which is less than half"
+        absent="only 1 of 10 forget rows can be scored so, which is less than half"
     )
 
 

@@ -81,15 +81,15 @@ def test_rows_alone_draw_what_the_evaluation_drew(unlearnt: Reciter, tmp_path: P
 
 def test_rows_without_a_score_are_not_drawn(tmp_path: Path) -> None:
     texts = [scored([-1.0, -3.0]), scored([-2.0])]
-    assert [file.name for file in distributions(tmp_path, {"forget, after": texts})] == [
+    assert [file.name for file in distributions(tmp_path, {"after": {"forget": texts}})] == [
         "distribution-probability.svg",
         "distribution-min_k.svg",
     ]
-    assert distributions(tmp_path, {"forget, after": [RowScore()], "retain, after": []}) == []
+    assert distributions(tmp_path, {"after": {"forget": [RowScore()], "retain": []}}) == []
     assert distributions(tmp_path, {}) == []
     # One set has texts and one has none: one panel.
     said_something = [scored([-1.0], rouge_l=0.5)]
-    distributions(tmp_path, {"forget, after": texts, "retain, after": said_something})
+    distributions(tmp_path, {"after": {"forget": texts, "retain": said_something}})
     said = words(tmp_path / "distribution-rouge_l.svg")
     assert "retain, after: 1 row, median 0.5" in said
     assert "forget" not in said

@@ -135,8 +135,8 @@ def test_stopped_while_choosing_what_to_deliver(ending: str, unlearnt: Reciter, 
     kinds = {kind: times for kind, times in asked.kinds().items() if kind[0] in ("train", "score_after")}
     # In a look (forced, or in its texts), in training, and when all is chosen.
     assert kinds.keys() >= {
-        ("train", "step", "look"),
-        ("train", "look", "step"),
+        ("train", "step", "watch"),
+        ("train", "watch", "step"),
         ("score_after", "progress", "progress"),
     }
     for kind, times in kinds.items():

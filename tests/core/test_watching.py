@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from core.data.encode import EncodedSet
 from core.errors import SpecError
 from core.evaluation.scorer import Scorer
+from core.looks import Bar
 from core.model import save
-from core.report.schema import TrainingDone
+from core.report.schema import Measured, TrainingDone
+from core.spec.gates import Gate
 from core.spec.job import JobSpec, parse
 from core.spec.records import Record
 from core.tokens import Encoder
@@ -265,3 +267,52 @@ def test_rows_are_drawn_by_the_seed_set_by_set(tokenizer: Any) -> None:
         assert (len(own), own[0] >= 0, own[-1] < 100) == (40, True, True)
     # Not simply the first: of a hundred rows, drawn at random, some lie in each quarter.
     assert {row // 25 for row in one["forget"]} == {0, 1, 2, 3}
+
+
+def test_a_look_whose_texts_nobody_saw_is_not_delivered(unlearnt: Reciter, tmp_path: Path) -> None:
+    # The first gate never holds, so nothing ends training; the last is of the budget, on texts, and holds of any.
+    gates = [NEVER, KEEP, {"metric": "forget.entropy", "at_least": 0}]
+    done = carry_out(watched(unlearnt, gates, 7, optimizer={"name": "adamw", "lr": 1e-4}), tmp_path).report.training
+    assert texts_at(done) == [0, 1, 2, 4, 7]
+    assert {look["within_budget"] == look["texts"] for look in done.looks} == {True}
+    assert (done.stopped_early, done.delivered_step) == (False, 7)
+
+
+def test_a_look_whose_texts_babble_is_not_delivered(unlearnt: Reciter, tmp_path: Path) -> None:
+    gates = [NEVER, KEEP, {"metric": "forget.entropy", "at_least": 1e6}]
+    done = carry_out(watched(unlearnt, gates, 5, optimizer={"name": "adamw", "lr": 1e-4}), tmp_path).report.training
+    assert {look["within_budget"] for look in done.looks} == {0}
+    # None was inside the budget, and then it is the last step.
+    assert (done.stopped_early, done.delivered_step) == (False, 5)
+
+
+def values(**of: float) -> dict[str, Measured]:
+    return {f"forget.{name}": Measured(value=v, rows=8, low=v, high=v) for name, v in of.items()}
+
+
+def test_what_a_look_without_texts_is_worth() -> None:
+    gone, fluent = Gate(metric="forget.probability", at_most=0.1), Gate(metric="forget.repetition", at_most=0.3)
+    bar = Bar([gone], [fluent], [])
+    first = bar.judged(values(probability=0.9, repetition=0.0), [], texts=True)
+    half = values(probability=0.5)
+    assert bar.judged(half, [first], texts=False) == {
+        "forget.probability": 0.5,
+        "forgetting": pytest.approx(0.5),
+        "within_budget": 0,
+        "texts": 0,
+        "enough": 0,
+    }
+    assert bar.worth_texts(half, [first], 0.0, last=False)
+    # Another that forgot more was inside the budget: this one would not be delivered.
+    assert not bar.worth_texts(half, [first], 0.6, last=True)
+    babbled = bar.judged(half | values(repetition=0.9), [first], texts=True)
+    assert (babbled["within_budget"], babbled["enough"]) == (0, 0)
+    plain = bar.judged(half, [first, babbled], texts=False)
+    asked = [first, babbled, plain, babbled]
+    assert not bar.worth_texts(half, asked, 0.0, last=False), "asked twice: the next is due two looks later"
+    assert bar.worth_texts(half, asked, 0.0, last=True)
+    assert bar.worth_texts(half, [*asked, plain], 0.0, last=False)
+    # Where the only gate on texts is about forgetting, texts cannot put a look inside the budget.
+    silent = Bar([gone], [Gate(metric="forget.rouge_l", at_most=0.5)], [])
+    assert not silent.worth_texts(half, [first], 0.0, last=True)
+    assert silent.judged(half, [first], texts=False)["within_budget"] == 1

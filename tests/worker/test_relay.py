@@ -78,7 +78,7 @@ def test_what_an_engine_tells_is_written_and_what_is_not_known_changes_nothing(
     told = [
         {"event": "phase", "phase": "score_before"},
         {"event": "watch", "at": 1.0, "step": 2, "metrics": watched},
-        {"event": "look", "at": 2.0, "step": 4, **seen},
+        {"event": "watch", "at": 2.0, "step": 4, "metrics": seen},
         {"event": "a kind of a later version", "step": "no number", "phase": 7},
         {"event": "phase", "phase": "attacks"},
         {"event": "attack", **attack},
@@ -95,7 +95,7 @@ def test_what_an_engine_tells_is_written_and_what_is_not_known_changes_nothing(
         assert notes == [
             ("phase", {"phase": "score_before"}),
             ("watch", {"at": 1.0, "step": 2, "metrics": watched}),
-            ("look", {"at": 2.0, "step": 4, **seen}),
+            ("watch", {"at": 2.0, "step": 4, "metrics": seen}),
             ("phase", {"phase": "attacks"}),
             ("attack", attack),
             ("attack", absent),
