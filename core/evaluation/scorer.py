@@ -210,14 +210,16 @@ class Scorer:
         return {}
 
     def _reference(self) -> dict[str, list[float | None]]:
-        if "reference" not in self._once:
+        # They are of these very ids, which another tokenizer or a system prompt changes.
+        key = ("reference", *(self.sets[name].examples for name in COMPARED))
+        if key not in self._once:
             model = self.spec.evaluation.reference
             assert model is not None
             folder = self.inputs.folder(model, "evaluation.reference")
             how = self.how(variants=False, moments=False, generate=False)
             made = reference_losses(folder, self.encoder, self.sets, how, self.model.device, self.stop)
-            self._once["reference"] = made
-        found: dict[str, list[float | None]] = self._once["reference"]
+            self._once[key] = made
+        found: dict[str, list[float | None]] = self._once[key]
         return found
 
     def _retrained(self) -> Rows:

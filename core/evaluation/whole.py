@@ -64,10 +64,6 @@ def evaluate(
 
         def scorer(of: Path) -> Scorer:
             model, tokenizer = models.load(of, device)
-            vocabulary = tokenizer.get_vocab()
-            if once.setdefault("vocabulary", vocabulary) != vocabulary:
-                # Those losses are of other tokens.
-                once.pop("reference", None)
             encoder = models.encoder(model, tokenizer, spec.data.prompt, spec.data.max_length)
             sets = {name: encode(rows, encoder, name) for name, rows in records.items()}
             kept = out / "rows"
