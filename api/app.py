@@ -17,6 +17,7 @@ from api.store.blobs import Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
 from api.store.settings import end, load
+from api.store.vault import Vault
 
 OPEN = (health.router, docs.router)
 GUARDED = (
@@ -81,6 +82,7 @@ def _put_together(settings: Settings) -> Service:
         database=open_database(settings.database_url),
         blobs=Blobs(settings.artifacts_url),
         queue=Queue(settings.broker_url, settings.broker_timeout),
+        vault=Vault(settings.master_key.encode()),
         uploads=anyio.CapacityLimiter(UPLOADS_AT_ONCE),
         hashing=anyio.CapacityLimiter(HASHING_AT_ONCE),
     )

@@ -1,5 +1,6 @@
 """What routes are given: the service's parts, the caller's key, and a page's place."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,13 +9,15 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 
-from api.errors import Unauthorized
+from api.errors import Forbidden, Unauthorized
 from api.queue import Queue
 from api.settings import Settings
 from api.store import keys
 from api.store.blobs import Blobs
+from api.store.keys import Scope
 from api.store.session import Database
 from api.store.tables import ApiKey
+from api.store.vault import Vault
 from core.spec.base import Spec
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: `lethe_...`")
@@ -30,6 +33,7 @@ class Service:
     database: Database
     blobs: Blobs
     queue: Queue
+    vault: Vault
     uploads: CapacityLimiter
     hashing: CapacityLimiter
 
@@ -56,6 +60,27 @@ def authenticated(
 
 
 Caller = Annotated[ApiKey, Depends(authenticated)]
+
+
+def requires(scope: Scope) -> Callable[[ApiKey], ApiKey]:
+    """A dependency: the caller's key, which must have the scope. Raises Forbidden."""
+
+    def allowed(caller: Caller) -> ApiKey:
+        if not keys.may(caller, scope):
+            held = ", ".join(caller.scopes) or "none"
+            raise Forbidden(f"This call needs the scope {scope}; this key has: {held}.", param="Authorization")
+        return caller
+
+    return allowed
+
+
+Reader = Annotated[ApiKey, Depends(requires("jobs:read"))]
+Writer = Annotated[ApiKey, Depends(requires("jobs:write"))]
+Approver = Annotated[ApiKey, Depends(requires("jobs:approve"))]
+DataWriter = Annotated[ApiKey, Depends(requires("datasets:write"))]
+ModelWriter = Annotated[ApiKey, Depends(requires("models:write"))]
+Auditor = Annotated[ApiKey, Depends(requires("audit:read"))]
+Admin = Annotated[ApiKey, Depends(requires("admin"))]
 
 
 class PageQuery(Spec):

@@ -179,6 +179,7 @@ def _environment(home: Path, broker: Path) -> dict[str, str]:
         "LETHE_BROKER_URL": f"redis+socket://{broker}",
         "LETHE_ARTIFACTS_URL": f"file://{home / 'artifacts'}",
         "LETHE_KEY_SECRET": _secret(home / "key-secret"),
+        "LETHE_MASTER_KEY": _secret(home / "master-key"),
         "LETHE_SIGNING_KEY_FILE": str(home / "signing.pem"),
         "LETHE_WORK_DIR": str(home / "work"),
         # One worker on one machine: looking often costs nothing, and a lost message is found at once.

@@ -3,6 +3,7 @@
 LetheError
 └── Refused                what only a request can do wrong; each kind knows its status
     ├── Unauthorized       401  no key, or one that is unknown, revoked or expired
+    ├── Forbidden          403  the key may not do this
     ├── BadJson            400  the body is not JSON, or is nested too deeply
     ├── ReportMissing      404  the job has left no report (yet)
     ├── NotAcceptable      406  nothing that Accept names is offered here
@@ -62,6 +63,12 @@ class Unauthorized(Refused):
 
     code, status = "unauthorized", 401
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(Refused):
+    """The key is good, and what it is for is something else."""
+
+    code, status = "forbidden", 403
 
 
 class BadJson(Refused):

@@ -24,7 +24,7 @@ from core.errors import ModelError, Problem, SpecError
 from core.precision import stored_dtype
 from core.spec.job import JobSpec
 from core.spec.layers import resolved_layer, steering_layers
-from core.spec.models import RegisteredModel
+from core.spec.models import LocalModel
 
 
 def check(spec: JobSpec, folder: Path) -> None:
@@ -108,7 +108,7 @@ def deliver(model: PreTrainedModel, tokenizer: Any, folder: Path, spec: JobSpec,
     if adapters.injected(model):
         # No path of this machine: the adapters may go anywhere.
         reference = spec.model
-        base = reference.id if isinstance(reference, RegisteredModel) else Path(reference.path).resolve().name
+        base = Path(reference.path).resolve().name if isinstance(reference, LocalModel) else reference.called
         adapters.save(model, folder, base)
         tokenizer.save_pretrained(folder)
         return

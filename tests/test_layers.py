@@ -62,6 +62,7 @@ def loaded(script: str, arguments: list[str], folder: Path) -> dict[str, str | N
         "LETHE_DATABASE_URL": f"sqlite:///{folder}/lethe.db",
         "LETHE_BROKER_URL": f"redis+socket://{folder}/redis.sock",
         "LETHE_ARTIFACTS_URL": f"file://{folder}/artifacts",
+        "LETHE_MASTER_KEY": "the master key of an interpreter that only imports",
         "LETHE_WORK_DIR": f"{folder}/work",
         "LETHE_SIGNING_KEY_FILE": f"{folder}/signing-key.pem",
     }

@@ -14,6 +14,7 @@ from api.store.errors import BlobDamaged, BlobMissing
 from api.store.records import ArtifactKind
 from api.store.session import Database
 from api.store.tables import Job
+from api.store.vault import Vault
 from core.errors import CheckpointError, LeaseLost, LetheError, SpecError, Stopped
 from core.report.schema import Report
 from core.report.sign import sign
@@ -36,6 +37,7 @@ class Bench:
     spare: Spare
     leaving: threading.Event
     signing_key: bytes
+    vault: Vault
     name: str
 
 

@@ -15,6 +15,7 @@ from api.store import sweep
 from api.store.blobs import Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
+from api.store.vault import Vault
 from core.report.keys import load_or_create_key
 from worker.attempt import Bench, run_job
 from worker.engine import Spare
@@ -34,6 +35,7 @@ class Shift:
         self._database = open_database(settings.database_url)
         self._blobs = Blobs(settings.artifacts_url)
         self._key = load_or_create_key(settings.signing_key_file)
+        self._vault = Vault(settings.master_key.encode())
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         if settings.devices and len(settings.devices) < slots:
             raise InvalidSetting(
@@ -80,7 +82,9 @@ class Shift:
             return
 
     def _bench(self, spare: Spare) -> Bench:
-        return Bench(self.settings, self._database, self._blobs, spare, self.leaving, self._key, self._name)
+        return Bench(
+            self.settings, self._database, self._blobs, spare, self.leaving, self._key, self._vault, self._name
+        )
 
     def _look_after(self) -> None:
         while not self.leaving.is_set():

@@ -10,10 +10,22 @@ from api.store.records import AuditEntry
 from api.store.session import now
 
 
-def append(session: Session, *, actor: str, action: str, subject: str, facts: Mapping[str, Any] | None = None) -> None:
-    """Note that `actor` did `action` to the thing with the id `subject`. `facts` must hold no data of a forget set."""
-    entry = AuditEntry(at=now(session), actor=actor, action=action, subject=subject, facts=dict(facts or {}))
-    session.add(entry)
+def append(
+    session: Session,
+    *,
+    actor: str,
+    action: str,
+    subject: str,
+    facts: Mapping[str, Any] | None = None,
+    key_id: str | None = None,
+) -> None:
+    """Note that `actor`, by the key `key_id`, did `action` to the thing with the id `subject`.
+
+    `facts` must hold no data of a forget set.
+    """
+    session.add(
+        AuditEntry(at=now(session), actor=actor, key_id=key_id, action=action, subject=subject, facts=dict(facts or {}))
+    )
 
 
 def about(session: Session, subject: str) -> Sequence[AuditEntry]:

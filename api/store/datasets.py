@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from api.store import audit
 from api.store.lookup import by_id, newest, storable
 from api.store.session import now
-from api.store.tables import Dataset
+from api.store.tables import ApiKey, Dataset
 
 
 def register(
@@ -38,6 +38,7 @@ def register(
         commitment=commitment,
         warnings=list(warnings),
         key_id=key_id,
+        principal_id=session.get_one(ApiKey, key_id).principal_id,
         created_at=now(session),
     )
     session.add(dataset)

@@ -8,18 +8,27 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from api.store import audit, events, references
+from api.store import audit, due, events, references
 from api.store.errors import IdempotencyMismatch
 from api.store.ids import plausible
 from api.store.lookup import absent, by_id, newest, storable
 from api.store.session import now
-from api.store.tables import Dataset, Job, Model, Status
+from api.store.tables import ApiKey, Dataset, Job, JobDataset, Model, Status
 from core.errors import Problem, SpecError
 from core.spec.job import JobSpec
 
+_RANKS = {"high": 0, "normal": 1, "low": 2}
+
 
 def create(
-    session: Session, spec: JobSpec, *, key_id: str, idempotency_key: str | None = None, body_digest: str | None = None
+    session: Session,
+    spec: JobSpec,
+    *,
+    key_id: str,
+    principal_id: str | None = None,
+    idempotency_key: str | None = None,
+    body_digest: str | None = None,
+    request_id: str | None = None,
 ) -> tuple[Job, bool]:
     """Queue a job, or find the one that this key already made with this `idempotency_key`; True if it is new.
 
@@ -27,6 +36,7 @@ def create(
     and IdempotencyMismatch where the earlier body was another one.
     """
     storable(spec.reference, "reference")
+    principal_id = principal_id or session.get_one(ApiKey, key_id).principal_id
     digest = spec.digest()
     body_digest = body_digest or digest
     moment = now(session)
@@ -43,6 +53,13 @@ def create(
         reason=spec.reason,
         reference=spec.reference,
         key_id=key_id,
+        principal_id=principal_id,
+        request_id=request_id,
+        alias=references.models(resolved)["model"].get("alias"),
+        rank=_RANKS[spec.priority],
+        received_at=spec.received_at,
+        due_at=due.a_month_after(spec.received_at or moment),
+        warnings=[],
         idempotency_key=idempotency_key,
         body_digest=body_digest,
         created_at=moment,
@@ -56,6 +73,8 @@ def create(
         try:
             with session.begin_nested():
                 session.add(job)
+                session.flush()
+                session.add_all(JobDataset(job_id=job.id, role=role, dataset_id=d) for role, d in uploads.items())
         except IntegrityError:
             # Somebody with the same idempotency key was faster, and has committed by now.
             found = earlier(session, key_id=key_id, idempotency_key=idempotency_key, body_digest=body_digest)
@@ -126,7 +145,7 @@ def queue_position(session: Session, job: Job) -> int | None:
     """1 for the job that is next; None unless it is queued."""
     if job.status != "queued":
         return None
-    earlier = tuple_(Job.queued_at, Job.id) < tuple_(job.queued_at, job.id)
+    earlier = tuple_(Job.rank, Job.due_at, Job.id) < tuple_(job.rank, job.due_at, job.id)
     ahead = select(func.count()).select_from(Job).where(Job.status == "queued", earlier)
     return session.execute(ahead).scalar_one() + 1
 

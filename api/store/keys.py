@@ -1,4 +1,5 @@
-"""API keys, `lethe_<prefix>_<secret and checksum>`: shown once, kept only as an HMAC under the deployment's secret."""
+"""Principals and their API keys, `lethe_<prefix>_<secret and checksum>`: shown once, kept only as an HMAC under the
+deployment's secret. A key can do what its scopes say; `admin` is all of them."""
 
 import hashlib
 import hmac
@@ -7,6 +8,7 @@ import secrets
 import zlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Literal, get_args
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
@@ -15,25 +17,58 @@ from api.store import audit
 from api.store.ids import base32
 from api.store.lookup import by_id, storable
 from api.store.session import Database, now
-from api.store.tables import ApiKey
+from api.store.tables import ApiKey, Principal
 
 _FORM = re.compile(r"(lethe_([0-9a-z]{8})_[0-9a-z]{32})([0-9a-z]{7})")
 USE_NOTED_EVERY = timedelta(minutes=1)
+Scope = Literal["jobs:read", "jobs:write", "jobs:approve", "datasets:write", "models:write", "audit:read", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 def create(
-    session: Session, secret: bytes, *, name: str, actor: str, expires_at: datetime | None = None
+    session: Session,
+    secret: bytes,
+    *,
+    name: str,
+    actor: str,
+    principal: str | None = None,
+    scopes: Sequence[Scope] = ("admin",),
+    expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key and its text, which cannot be had again. `secret` is the deployment's; without it no key verifies."""
+    """A new key and its text, which cannot be had again. `secret` is the deployment's; without it no key verifies.
+
+    `principal` is the name of whoever it is for, the key's own where none is given; one that is new is entered.
+    """
     storable(name, "name")
+    owner = principal_named(session, principal or name, actor=actor)
     prefix = base32(secrets.randbits(40), 8)
     body = f"lethe_{prefix}_{base32(secrets.randbits(160), 32)}"
     text = body + _checksum(body)
-    key = ApiKey(name=name, prefix=prefix, hash=_hash(text, secret), created_at=now(session), expires_at=expires_at)
+    key = ApiKey(
+        principal_id=owner.id,
+        scopes=sorted(scopes),
+        name=name,
+        prefix=prefix,
+        hash=_hash(text, secret),
+        created_at=now(session),
+        expires_at=expires_at,
+    )
     session.add(key)
     session.flush()
-    audit.append(session, actor=actor, action="key.created", subject=key.id, facts={"name": name})
+    facts = {"name": name, "principal": owner.id, "scopes": key.scopes}
+    audit.append(session, actor=actor, action="key.created", subject=key.id, facts=facts)
     return key, text
+
+
+def principal_named(session: Session, name: str, *, actor: str) -> Principal:
+    """The principal of this name, entered where there is none yet."""
+    found = session.scalars(select(Principal).where(Principal.name == name)).one_or_none()
+    if found is None:
+        found = Principal(name=name, created_at=now(session))
+        session.add(found)
+        session.flush()
+        audit.append(session, actor=actor, action="principal.created", subject=found.id, facts={"name": name})
+    return found
 
 
 def verify(database: Database, presented: str, secret: bytes) -> ApiKey | None:
@@ -61,6 +96,11 @@ def verify(database: Database, presented: str, secret: bytes) -> ApiKey | None:
                 .values(last_used_at=moment)
             )
     return key
+
+
+def may(key: ApiKey, scope: Scope) -> bool:
+    """Whether the key's scopes cover this one."""
+    return scope in key.scopes or "admin" in key.scopes
 
 
 def any_exists(session: Session) -> bool:

@@ -8,11 +8,20 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from api.store.errors import NotFound
 from api.store.ids import plausible
-from api.store.tables import ApiKey, Dataset, Job, Model
+from api.store.records import Delivery, Webhook
+from api.store.tables import ApiKey, Dataset, Job, Model, Principal
 from core.errors import Problem, SpecError
 
-Row = TypeVar("Row", ApiKey, Dataset, Job, Model)
-_CALLED = {ApiKey: "API key", Dataset: "data set", Job: "job", Model: "model"}
+Row = TypeVar("Row", ApiKey, Dataset, Delivery, Job, Model, Principal, Webhook)
+_CALLED: dict[type, str] = {
+    ApiKey: "API key",
+    Dataset: "data set",
+    Delivery: "delivery",
+    Job: "job",
+    Model: "model",
+    Principal: "principal",
+    Webhook: "webhook",
+}
 
 
 def by_id(session: Session, table: type[Row], row_id: str, *, lock: bool = False) -> Row:

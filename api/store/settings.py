@@ -31,6 +31,12 @@ class StoreSettings(DatabaseSettings):
         repr=False,
         description="where job ids are queued for workers: redis://host:6379/0, or redis+socket:///path/to/socket",
     )
+    master_key: str = Field(
+        min_length=32,
+        repr=False,
+        description="secret under which the keys of data sets are wrapped, at least 32 characters, the same for API "
+        "and workers; whoever loses it has lost every data set, whoever changes it too",
+    )
     artifacts_url: str = Field(
         repr=False,
         description="where artifacts are kept, as fsspec writes it: file:///var/lib/lethe/artifacts, s3://bucket/prefix",

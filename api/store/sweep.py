@@ -50,6 +50,6 @@ def waiting(session: Session, *, older_than: float, limit: int = 100) -> Sequenc
 
 
 def next_queued(session: Session) -> str | None:
-    """The id of the job that has waited longest, for a worker that looks by itself."""
-    first = select(Job.id).where(Job.status == "queued").order_by(Job.queued_at, Job.id).limit(1)
+    """The id of the job whose turn it is: by priority, then by due date, then by age."""
+    first = select(Job.id).where(Job.status == "queued").order_by(Job.rank, Job.due_at, Job.id).limit(1)
     return session.scalars(first).one_or_none()

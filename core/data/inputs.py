@@ -5,18 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.errors import Problem, SpecError
-from core.spec.job import JobSpec, LocalModel, ModelReference
+from core.spec.job import AliasedModel, JobSpec, LocalModel, ModelReference
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Ids to local paths. A run without the service has none, and a spec that names an id is then refused."""
+    """Ids and aliases to local paths. A run without the service has none; a spec that names one is then refused."""
 
     models: Mapping[str, Path] = field(default_factory=dict)
     datasets: Mapping[str, Path] = field(default_factory=dict)
 
     def model(self, spec: JobSpec) -> Path:
         """The folder of the model to change. Raises SpecError for an id that has no folder here."""
+        if isinstance(spec.model, AliasedModel):
+            return _found(self.models, spec.model.alias, "model.alias", "model.path")
         return self.folder(spec.model, "model")
 
     def folder(self, model: ModelReference, field: str) -> Path:

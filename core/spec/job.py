@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from core.errors import Problem, SpecError
@@ -15,7 +15,7 @@ from core.spec.evaluation import TASK, Evaluation
 from core.spec.gates import Gate, Gates
 from core.spec.methods import ALIASES, FORGET_TERMS, Method
 from core.spec.metrics import info
-from core.spec.models import MODEL_ID, LocalModel, ModelReference, RegisteredModel
+from core.spec.models import ALIAS, MODEL_ID, AliasedModel, LocalModel, ModelReference, RegisteredModel, TargetModel
 from core.spec.optimizers import OPTIMIZERS, AdamW, Optimizer
 from core.spec.presets import expand
 from core.spec.profiles import from_profile, with_profile
@@ -29,7 +29,7 @@ Request = TypeVar("Request", bound=Spec)
 class JobSpec(Spec):
     """What was asked. Everything here is validated without loading a weight, and is hashed before the run."""
 
-    model: ModelReference
+    model: TargetModel
     data: Data
     method: Method
     optimizer: Optimizer = AdamW()
@@ -43,6 +43,15 @@ class JobSpec(Spec):
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; part of what makes a run repeatable")
     reason: Literal["gdpr_art_17", "copyright", "harm", "contract", "other"] = "other"
     reference: str | None = Field(None, max_length=200, description="the requester's case number")
+    received_at: AwareDatetime | None = Field(
+        None, description="when the request for erasure came in; its due date counts from here (absent: now)"
+    )
+    priority: Literal["high", "normal", "low"] = Field(
+        "normal", description="of jobs that wait, the higher goes first, then the one that is due first"
+    )
+    batch: bool = Field(
+        False, description="may share one run with other requests on the same model that ask for the same"
+    )
 
     @model_validator(mode="after")
     def _retain_set_where_needed(self) -> "JobSpec":
@@ -205,6 +214,7 @@ def _problem(error: ErrorDetails) -> Problem:
 WANTED = {
     FILE_PATH: "a path without a zero character",
     MODEL_ID: "the id of a registered model: mdl_ with what followed it",
+    ALIAS: "an alias such as production: at most 63 of a-z, 0-9 and -, beginning with a letter",
     UPLOAD_ID: "the id of an uploaded set: ds_ with what followed it",
     HUB_ID: "an id such as locuslab/TOFU",
     SPLIT: "the name of a split, such as forget01: at most 64 of a-z, 0-9 and _",
@@ -222,7 +232,17 @@ _WHOLE_OPTIMIZERS = {
 }
 _WHOLE_METHODS = {"task_vector", "influence", "retrain"}
 
-_TAGS = {*FORGET_TERMS, *RETAIN_TERMS, *ATTACKS, *SCHEDULES, *OPTIMIZERS, *SOURCES, "registered_model", "local_model"}
+_TAGS = {
+    *FORGET_TERMS,
+    *RETAIN_TERMS,
+    *ATTACKS,
+    *SCHEDULES,
+    *OPTIMIZERS,
+    *SOURCES,
+    "registered_model",
+    "aliased_model",
+    "local_model",
+}
 _CHOICES: dict[str, Iterable[str]] = {
     "method": [*FORGET_TERMS, *ALIASES],
     "retain": RETAIN_TERMS,
@@ -234,4 +254,4 @@ _CHOICES: dict[str, Iterable[str]] = {
 _WANTS_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
 _SAYS_ENOUGH = {"unknown_field", "unknown_metric", "gate_sides", "gate_relative", "gate_never"}
 
-__all__ = ["JobSpec", "LocalModel", "ModelReference", "RegisteredModel", "digest_of", "parse"]
+__all__ = ["AliasedModel", "JobSpec", "LocalModel", "ModelReference", "RegisteredModel", "digest_of", "parse"]

@@ -18,6 +18,7 @@ from api.store.session import Database
 
 ROOT = Path(__file__).parents[2]
 SECRET = "the deployment's secret of the tests"
+MASTER = "the master key of the tests' own deployment"
 NOBODY = "redis://127.0.0.1:1/0"  # a broker that refuses connections at once
 JSONL = {"Content-Type": "application/jsonl"}
 
@@ -31,6 +32,7 @@ def settings_for(database_url: str, folder: Path, **changes: Any) -> Settings:
         "broker_url": NOBODY,
         "artifacts_url": f"file://{folder / 'artifacts'}",
         "key_secret": SECRET,
+        "master_key": MASTER,
         "model_roots": [folder / "models"],
         "data_roots": [folder / "data"],
         "events_poll": 0.05,

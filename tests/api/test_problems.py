@@ -191,6 +191,7 @@ def test_a_bad_setting_ends_the_process_with_its_name(
 ) -> None:
     environment = {
         "LETHE_KEY_SECRET": "x" * 40,
+        "LETHE_MASTER_KEY": "x" * 40,
         "LETHE_DATABASE_URL": f"sqlite:///{tmp_path}/lethe.db",
         "LETHE_BROKER_URL": "redis://localhost",
         "LETHE_ARTIFACTS_URL": f"file://{tmp_path}",

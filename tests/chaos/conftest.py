@@ -89,6 +89,7 @@ class Cluster:
             "LETHE_DATABASE_URL": self.database_url,
             "LETHE_BROKER_URL": self.redis.broker_url,
             "LETHE_ARTIFACTS_URL": f"file://{self.folder / 'artifacts'}",
+            "LETHE_MASTER_KEY": "the master key of a cluster that is broken",
             "LETHE_WORK_DIR": str(self.work_dir),
             "LETHE_SIGNING_KEY_FILE": str(self.folder / "signing.pem"),
             "LETHE_LEASE_SECONDS": "4",

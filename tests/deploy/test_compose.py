@@ -134,9 +134,13 @@ def test_only_the_api_is_published_and_on_loopback() -> None:
 def test_each_secret_reaches_only_the_service_that_uses_it() -> None:
     holders = {
         secret: {name for name, service in SERVICES.items() if secret in service.get("environment", {})}
-        for secret in ("LETHE_KEY_SECRET", "LETHE_SIGNING_KEY_FILE")
+        for secret in ("LETHE_KEY_SECRET", "LETHE_MASTER_KEY", "LETHE_SIGNING_KEY_FILE")
     }
-    assert holders == {"LETHE_KEY_SECRET": {"api"}, "LETHE_SIGNING_KEY_FILE": {"worker"}}
+    assert holders == {
+        "LETHE_KEY_SECRET": {"api"},
+        "LETHE_MASTER_KEY": {"api", "worker"},
+        "LETHE_SIGNING_KEY_FILE": {"worker"},
+    }
     assert [name for name, service in SERVICES.items() if "secrets" in service] == ["worker"]
 
 

@@ -13,6 +13,7 @@ def test_a_look_at_a_database_that_fails_costs_no_slot(tmp_path: Path) -> None:
     settings = WorkerSettings(
         database_url=f"sqlite:///{tmp_path / 'without-tables.db'}",
         broker_url="redis://never-rung",
+        master_key="the master key of the tests' own worker",
         artifacts_url=f"file://{tmp_path / 'artifacts'}",
         work_dir=tmp_path / "work",
         signing_key_file=tmp_path / "signing.pem",
