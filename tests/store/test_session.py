@@ -90,7 +90,7 @@ def test_an_unusable_url_says_what_is_allowed_and_no_password(url: str) -> None:
 
 
 def test_settings_are_documented_and_keep_passwords_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("database_url", "broker_url", "artifacts_url"):
+    for name in ("database_url", "broker_url", "master_key", "artifacts_url"):
         assert StoreSettings.model_fields[name].description
         monkeypatch.setenv(f"LETHE_{name.upper()}", f"scheme://user:geheim@host/{name}")
     settings = StoreSettings()

@@ -10,6 +10,7 @@ import pytest
 from api.store import artifacts, jobs, sealed
 from api.store.blobs import Blobs
 from api.store.session import Database
+from api.store.vault import Vault
 from core.report.sign import new_key
 from tests.report.conftest import model, report  # noqa: F401 -- fixtures: a model folder and the report on it
 from tests.worker.scripted import Scripted
@@ -41,12 +42,14 @@ def bench(
         settings = WorkerSettings(
             database_url=database_url,
             broker_url="redis://never-rung",
+            master_key="the master key of the tests' own worker",
             artifacts_url=f"file://{tmp_path / 'artifacts'}",
             work_dir=tmp_path / "work",
             signing_key_file=tmp_path / "signing.pem",
         )
         blobs, spare = Blobs(settings.artifacts_url), Scripted(folder, [done])
-        return Bench(settings, database, blobs, spare, threading.Event(), signing_key, "here")
+        vault = Vault(settings.master_key.encode())
+        return Bench(settings, database, blobs, spare, threading.Event(), signing_key, vault, "here")
 
     return make
 
