@@ -1,7 +1,7 @@
 """The Celery app: `python -m celery -A worker.app worker --pool=threads --concurrency=1`.
 
 Messages are acknowledged at once: on Redis a late acknowledgement delivers a long task twice, and recovery is the
-lease's work. A message carries a job's id and nothing else; SQL is the truth.
+lease's work. A message carries a job's id and nothing else, and says only that something waits; SQL is the truth.
 """
 
 from typing import Any
@@ -68,6 +68,6 @@ def _end(**_: Any) -> None:
 
 
 @app.task(name=TASK)
-def run(job_id: str) -> None:
-    """Carry out a job, if it is still there to be claimed."""
-    _shift[0].job(job_id)
+def run(_job_id: str) -> None:
+    """Carry out a job: the one whose turn it is, which need not be the one that was rung for."""
+    _shift[0].turn()

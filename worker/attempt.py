@@ -41,10 +41,10 @@ class Bench:
     name: str
 
 
-def run_job(bench: Bench, job_id: str) -> bool:
-    """Claim the job and carry it out; False where it was not there to be claimed."""
+def run_next(bench: Bench) -> bool:
+    """Claim the job whose turn it is and carry it out; False where none waits that could begin now."""
     with bench.database.transaction() as session:
-        claim = attempts.claim(session, job_id, worker=bench.name, lease=bench.settings.lease_seconds)
+        claim = attempts.claim_next(session, worker=bench.name, lease=bench.settings.lease_seconds)
     if claim is None:
         return False
     told = log.bind(job=claim.job_id, attempt=claim.attempt)

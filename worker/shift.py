@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import structlog
 
-from api.store import sweep
+from api.store import sweep, turn
 from api.store.blobs import Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
 from api.store.vault import Vault
 from core.report.keys import load_or_create_key
-from worker.attempt import Bench, run_job
+from worker.attempt import Bench, run_next
 from worker.engine import Spare
 from worker.folder import remove_abandoned
 from worker.settings import WorkerSettings
@@ -68,15 +68,15 @@ class Shift:
             spare.close()
         self._database.close()
 
-    def job(self, job_id: str) -> None:
-        """Carry out a job when a slot is free; a worker that leaves takes none."""
+    def turn(self) -> None:
+        """Carry out the next job when a slot is free; a worker that leaves takes none."""
         while not self.leaving.is_set():
             try:
                 spare = self._free.get(timeout=0.2)
             except queue.Empty:
                 continue
             try:
-                run_job(self._bench(spare), job_id)
+                run_next(self._bench(spare))
             finally:
                 self._free.put(spare)
             return
@@ -114,29 +114,25 @@ class Shift:
     def _take_waiting(self) -> None:
         """Begin waiting jobs by ourselves, in threads of their own so that the sweep goes on meanwhile."""
         self._runners = [thread for thread in self._runners if thread.is_alive()]
-        while not self.leaving.is_set() and not self._free.empty():
-            # Asked before a slot is taken: a database that is away must not cost the worker a slot for good.
-            with self._database.reading() as session:
-                job = sweep.next_queued(session)
-            if job is None:
+        # Asked before a slot is taken: a database that is away must not cost the worker a slot for good.
+        with self._database.reading() as session:
+            if turn.first(session) is None:
                 return
+        # Once a slot: what waits may not be able to begin yet.
+        for _ in self._slots:
             try:
                 spare = self._free.get_nowait()
             except queue.Empty:
                 return
-            self._runners.append(threading.Thread(target=self._run_waiting, args=(spare, job), name="runner"))
+            self._runners.append(threading.Thread(target=self._run_waiting, args=(spare,), name="runner"))
             self._runners[-1].start()
 
-    def _run_waiting(self, spare: Spare, job_id: str) -> None:
+    def _run_waiting(self, spare: Spare) -> None:
         try:
-            while run_job(self._bench(spare), job_id) and not self.leaving.is_set():
-                with self._database.reading() as session:
-                    following = sweep.next_queued(session)
-                if following is None:
-                    return
-                job_id = following
+            while not self.leaving.is_set() and run_next(self._bench(spare)):
+                pass
         except Exception:
             # Whatever happened, the job's lease will run out and another attempt will follow.
-            log.exception("attempt broke off", job=job_id)
+            log.exception("attempt broke off")
         finally:
             self._free.put(spare)

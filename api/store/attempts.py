@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from api.store import artifacts, checkpoints, events, metrics, references
+from api.store import artifacts, checkpoints, events, metrics, references, turn
 from api.store.artifacts import StoredFile
 from api.store.checkpoints import Checkpoint
 from api.store.errors import Conflict, NotFound
@@ -54,24 +54,35 @@ class Note:
     data: Mapping[str, Any]
 
 
+def claim_next(session: Session, *, worker: str, lease: float) -> Claim | None:
+    """Take the queued job whose turn it is for `lease` seconds; None where none waits that could begin now.
+
+    Workers that ask at once get different jobs, and do not wait for each other.
+    """
+    job = turn.first(session, lock=True)
+    return None if job is None else _begin(session, job, worker, lease)
+
+
 def claim(session: Session, job_id: str, *, worker: str, lease: float) -> Claim | None:
-    """Take a queued job for `lease` seconds; None if it is not queued, or if somebody else was faster."""
+    """Take this job, out of turn; None if it is not queued, or if somebody else was faster."""
     try:
         job = by_id(session, Job, job_id)
-        if job.status != "queued":
-            return None
-        newest = next(iter(checkpoints.of(session, job.id)), None)
-        until = now(session) + timedelta(seconds=lease)
-        job = transition(
-            session,
-            job,
-            "running",
-            actor=f"worker:{worker}",
-            changes={"attempt": Job.attempt + 1, "leased_by": worker, "lease_until": until},
-            facts={"worker": worker, "resumes_from": newest.step if newest else None},
-        )
+        return _begin(session, job, worker, lease) if job.status == "queued" else None
     except (NotFound, Conflict):
         return None
+
+
+def _begin(session: Session, job: Job, worker: str, lease: float) -> Claim:
+    newest = next(iter(checkpoints.of(session, job.id)), None)
+    until = now(session) + timedelta(seconds=lease)
+    job = transition(
+        session,
+        job,
+        "running",
+        actor=f"worker:{worker}",
+        changes={"attempt": Job.attempt + 1, "leased_by": worker, "lease_until": until},
+        facts={"worker": worker, "resumes_from": newest.step if newest else None},
+    )
     session.add(
         Attempt(
             job_id=job.id,

@@ -47,9 +47,3 @@ def waiting(session: Session, *, older_than: float, limit: int = 100) -> Sequenc
     ids = session.scalars(silent).all()
     session.execute(update(Job).where(Job.id.in_(ids)).values(rung_at=moment))
     return ids
-
-
-def next_queued(session: Session) -> str | None:
-    """The id of the job whose turn it is: by priority, then by due date, then by age."""
-    first = select(Job.id).where(Job.status == "queued").order_by(Job.rank, Job.due_at, Job.id).limit(1)
-    return session.scalars(first).one_or_none()

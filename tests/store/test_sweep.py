@@ -88,6 +88,5 @@ def test_waiting_jobs_are_rung_for_once_in_a_while(database: Database, spec: Job
     assert ring(0) == []
     with database.transaction() as session:
         session.execute(update(Job).values(rung_at=now(session) - timedelta(seconds=601)))
-        assert sweep.next_queued(session) == made[1]
     assert sorted(job_id for ids in at_once(3, ring) for job_id in ids) == made[1:]
     assert ring(0) == []

@@ -14,7 +14,7 @@ from api.store.vault import Vault
 from core.report.sign import new_key
 from tests.report.conftest import model, report  # noqa: F401 -- fixtures: a model folder and the report on it
 from tests.worker.scripted import Scripted
-from worker.attempt import Bench, run_job
+from worker.attempt import Bench, run_next
 from worker.settings import WorkerSettings
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -58,7 +58,7 @@ def test_scores_of_rows_are_kept_sealed_and_plots_as_they_are(
     bench: Callable[..., Bench], database: Database, job_id: str, tmp_path: Path
 ) -> None:
     worker = bench(DONE | {"rows": list(ROWS), "plots": list(PLOTS)}, new_key(), ROWS | PLOTS)
-    assert run_job(worker, job_id)
+    assert run_next(worker)
     with database.reading() as session:
         job = jobs.get(session, job_id)
         files = {file.name: file for file in artifacts.of(session, job_id)}
@@ -83,7 +83,7 @@ def test_scores_of_rows_are_kept_sealed_and_plots_as_they_are(
 def test_an_engine_that_tells_of_neither_rows_nor_plots_succeeds_too(
     bench: Callable[..., Bench], database: Database, job_id: str
 ) -> None:
-    run_job(bench(DONE, new_key(), {}), job_id)
+    run_next(bench(DONE, new_key(), {}))
     with database.reading() as session:
         assert jobs.get(session, job_id).status == "succeeded"
         assert {file.kind for file in artifacts.of(session, job_id)} == {"model", "report", "envelope"}
@@ -95,7 +95,7 @@ def test_no_sealed_file_stays_that_no_row_refers_to(
 ) -> None:
     told = [*ROWS, "rows/never-written.parquet"] if fault == "a file" else list(ROWS)
     key = new_key() if fault == "a file" else b"no key"
-    run_job(bench(DONE | {"rows": told}, key, ROWS), job_id)
+    run_next(bench(DONE | {"rows": told}, key, ROWS))
     with database.reading() as session:
         job = jobs.get(session, job_id)
         assert (job.status, job.counted) == ("queued", 1)
