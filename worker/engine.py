@@ -33,7 +33,7 @@ Event = dict[str, Any]
 class Engine:
     """One child process. `events` gives what it says, in order, as they come; `None` is the end."""
 
-    def __init__(self, device: str | None = None, processes: int = 1, *, python: str = sys.executable) -> None:
+    def __init__(self, device: str | None = None, processes: int = 1, python: str = sys.executable) -> None:
         """`device` lists the CUDA devices that it may see, as CUDA_VISIBLE_DEVICES does; None leaves it those that the
         worker sees. `processes`: how many share a job whose spec names no number."""
         read, write = os.pipe()
@@ -130,8 +130,8 @@ class Engine:
 class Spare:
     """A slot's warm engine: `take` hands it out, `refill` starts the next. `close` ends it."""
 
-    def __init__(self, device: str | None = None, processes: int = 1) -> None:
-        self._how = (device, processes)
+    def __init__(self, device: str | None = None, processes: int = 1, python: str = sys.executable) -> None:
+        self._how = (device, processes, python)
         self._lock = threading.Lock()
         self._engine: Engine | None = None
 

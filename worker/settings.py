@@ -1,5 +1,6 @@
 """What a worker must be told, read from LETHE_* variables; the store's settings are among them."""
 
+import sys
 from pathlib import Path
 
 from pydantic import Field
@@ -16,6 +17,10 @@ class WorkerSettings(StoreSettings):
     devices: list[str] = Field(
         default_factory=list,
         description='CUDA devices of each job at once, as a JSON list such as ["0,1", "2,3"]; empty: all of every job',
+    )
+    engine_python: Path = Field(
+        Path(sys.executable),
+        description="Python that runs the engine, where torch lies in another environment than the worker",
     )
     processes: int = Field(1, ge=1, le=1024, description="processes of a job whose spec names no number")
     poll_seconds: float = Field(30.0, gt=0, description="how often SQL is looked at for lost leases and lost messages")

@@ -44,7 +44,7 @@ class Shift:
                 param="devices",
             )
         devices: list[str | None] = [*settings.devices[:slots]] or [None] * slots
-        self._slots = [Spare(device, settings.processes) for device in devices]
+        self._slots = [Spare(device, settings.processes, str(settings.engine_python)) for device in devices]
         # Free slots, the one that was freed last on top: it is the likeliest to be warm.
         self._free: queue.LifoQueue[Spare] = queue.LifoQueue()
         for spare in self._slots:
