@@ -15,7 +15,7 @@ from core.report.schema import Report
 from core.report.sign import new_key
 from core.spec.job import parse
 from tests.chaos.conftest import until
-from worker.attempt import Bench, run_job
+from worker.attempt import Bench, run_next
 from worker.engine import Engine, Spare
 from worker.settings import WorkerSettings
 
@@ -50,11 +50,11 @@ def test_a_job_on_it_succeeds_alike_whether_it_was_stopped_or_not(
 
     with database.transaction() as session:
         key_id = keys.create(session, b"secret", name="worker", actor="test")[0].id
-    straight, stopped = (_job(database, key_id, steps=20, checkpoint_every=2) for _ in range(2))
-    assert run_job(bench(threading.Event()), straight)
+    straight = _job(database, key_id, steps=20, checkpoint_every=2)
+    assert run_next(bench(threading.Event()))
 
-    leaving = threading.Event()
-    runner = threading.Thread(target=run_job, args=(bench(leaving), stopped))
+    stopped, leaving = _job(database, key_id, steps=20, checkpoint_every=2), threading.Event()
+    runner = threading.Thread(target=run_next, args=(bench(leaving),))
     runner.start()
 
     def progress() -> dict[str, Any]:
@@ -66,7 +66,7 @@ def test_a_job_on_it_succeeds_alike_whether_it_was_stopped_or_not(
     runner.join()
     with database.reading() as session:
         assert jobs.get(session, stopped).status == "queued"
-    assert run_job(bench(threading.Event()), stopped)
+    assert run_next(bench(threading.Event()))
 
     with database.reading() as session:
         made = [{f.name: f for f in artifacts.of(session, job_id)} for job_id in (straight, stopped)]
