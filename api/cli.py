@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from api.commands.datasets import app as of_datasets
+from api.commands.jobs import app as of_jobs
+from api.commands.models import app as of_models
+from api.commands.report import app as of_reports
 from core.errors import EXIT_INTERNAL, LetheError
 
 if TYPE_CHECKING:
@@ -26,6 +30,13 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys of the service whose database LETHE_DATABASE_URL names.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+_AT_A_SERVICE = "At a service (LETHE_URL, LETHE_API_KEY)"
+for group in (of_jobs, of_reports):
+    for command in group.registered_commands:
+        command.rich_help_panel = _AT_A_SERVICE
+    app.registered_commands += group.registered_commands
+app.add_typer(of_datasets, name="datasets", rich_help_panel=_AT_A_SERVICE)
+app.add_typer(of_models, name="models", rich_help_panel=_AT_A_SERVICE)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document instead of lines")]
 _ROOT = Path(__file__).resolve().parents[1]

@@ -1,0 +1,50 @@
+"""`lethe report`: the evidence of a job, to read or to hand on."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from api.commands.asked import HERE, AsJson, Key, Url, connected
+
+app = typer.Typer()
+
+_ENVELOPE = "application/vnd.dsse.envelope.v1+json"
+
+
+@app.command()
+def report(
+    job: Annotated[str, typer.Argument(help="the job's id", metavar="JOB")],
+    out: Annotated[Path | None, typer.Option(help="folder for report.json and the signed report.dsse.json")] = None,
+    url: Url = HERE,
+    api_key: Key = "",
+    as_json: AsJson = False,
+) -> None:
+    """The verdict and what it rests on; with --out the files that `lethe verify` checks."""
+    with connected(url, api_key) as client:
+        written = client.content(f"/jobs/{job}/report", "application/json")
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "report.json").write_bytes(written)
+            (out / "report.dsse.json").write_bytes(client.content(f"/jobs/{job}/report", _ENVELOPE))
+    found = json.loads(written)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for line in _told(found):
+        print(line)
+    if out is not None:
+        print(f"Written to {out}. Check it offline: lethe verify {out / 'report.dsse.json'} --key signing.pub.pem")
+
+
+def _told(report: dict[str, Any]) -> list[str]:
+    verdict = report["verdict"]
+    lines = [f"verdict: {verdict['verdict']}", *(f"  {reason}" for reason in verdict["reasons"])]
+    lines += [f"output model: {report['output_model']}", "metric  before  after"]
+    for name, after in report["after"].items():
+        before = report["before"].get(name, {})
+        if "value" in after:
+            value = f"{before['value']:.4g}" if "value" in before else "-"
+            lines.append(f"  {name}  {value}  {after['value']:.4g}")
+    return lines
