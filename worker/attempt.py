@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from sqlalchemy.orm import Session
 
 from api.store import attempts
 from api.store.artifacts import StoredFile
@@ -17,7 +18,7 @@ from api.store.tables import Job
 from api.store.vault import Vault
 from core.errors import CheckpointError, LeaseLost, LetheError, SpecError, Stopped
 from core.report.schema import Report
-from core.report.sign import sign
+from worker import evidence
 from worker.checkpoints import CheckpointStore
 from worker.engine import Spare
 from worker.folder import attempt_folder, fill, restore_checkpoint
@@ -105,9 +106,8 @@ def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, loose: li
 
 def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None:
     done = relay.said["done"]
-    written = Path(done["report"])
-    report = Report.model_validate_json(written.read_bytes())
-    out = written.parent
+    out = Path(done["report"]).parent
+    report = Report.model_validate_json(Path(done["report"]).read_bytes())
 
     def sealed(name: str) -> StoredFile:
         blob = bench.blobs.put(out / name, claim.key, move=True)
@@ -118,17 +118,17 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None
         model = Path(done["model"])
         return {
             "model": [_put(bench.blobs, model / name, f"model/{name}") for name in report.output_files],
-            "report": [_put(bench.blobs, written, "report.json")],
             # Scores of single rows say which text was to be forgotten, and hold what the model made of it.
             "rows": [sealed(name) for name in done.get("rows", ())],
             "plot": [_put(bench.blobs, out / name, name) for name in done.get("plots", ())],
         }
 
-    def signed(_: Job) -> StoredFile:
-        # In the finishing transaction, behind its fence: an attempt that lost its lease signs nothing.
-        envelope = out / "report.dsse.json"
-        envelope.write_bytes(sign(report, bench.signing_key))
-        return _put(bench.blobs, envelope, envelope.name)
+    def signed(session: Session, job: Job) -> dict[ArtifactKind, StoredFile]:
+        evidence.write(session, job, report, bench.signing_key, out)
+        return {
+            "report": _put(bench.blobs, out / evidence.PLAIN, evidence.PLAIN),
+            "envelope": _put(bench.blobs, out / evidence.ENVELOPE, evidence.ENVELOPE),
+        }
 
     stored = relay.meanwhile(store)
     with bench.database.transaction() as session:

@@ -189,9 +189,9 @@ def finish(
     *,
     verdict: Verdict,
     files: Mapping[ArtifactKind, Sequence[StoredFile]],
-    sign: Callable[[Job], StoredFile],
+    sign: Callable[[Session, Job], Mapping[ArtifactKind, StoredFile]],
 ) -> list[str]:
-    """The job has succeeded. `files` are already stored; `sign` makes and stores the signed envelope.
+    """The job has succeeded. `files` are already stored; `sign` makes and stores the report and its signed envelope.
 
     `sign` is called only once the fence has held, so an attempt that lost its lease never signs. The checkpoints go:
     they know the forget set, and nothing resumes a job that has succeeded. Returns the digests of blobs that nothing
@@ -201,9 +201,10 @@ def finish(
     removed = checkpoints.remove(session, job.id, {checkpoint.step for checkpoint in checkpoints.of(session, job.id)})
     for kind, stored in files.items():
         artifacts.add(session, job, kind, stored)
-    envelope = sign(job)
-    artifacts.add(session, job, "envelope", [envelope])
-    facts = {"verdict": verdict, "envelope": envelope.digest}
+    signed = sign(session, job)
+    for kind, file in signed.items():
+        artifacts.add(session, job, kind, [file])
+    facts = {"verdict": verdict, "envelope": signed["envelope"].digest}
     transition(session, job, "succeeded", actor=claim.actor, changes={"verdict": verdict}, facts=facts)
     return artifacts.unreferenced(session, removed)
 

@@ -92,6 +92,40 @@ class Environment(Part):
     network: str
 
 
+class Person(Part):
+    """Somebody who acts through the service's keys: a person or a program, by the service's id and by name."""
+
+    id: str
+    name: str
+
+
+class AuditHead(Part):
+    """The end of the service's audit log when the report was signed: what is cut off the log later is missed."""
+
+    position: int = Field(ge=1)
+    hash: Sha256
+
+
+class Requested(Part):
+    """Who asked, who agreed, and until when, as the service's books had it when the report was signed. Times are
+    RFC 3339 in UTC. `data_destroyed_by` is when the key of the forget set is destroyed at the latest, unless the job is
+    put under legal hold."""
+
+    job: str
+    reason: str
+    reference: str | Absent
+    submitted_by: Person
+    approved_by: Person | Absent
+    approved_at: str | Absent
+    received_at: str
+    due_at: str
+    data_destroyed_by: str | Absent
+    audit_head: AuditHead | Absent
+
+
+NO_SERVICE = Absent(absent="run without the service")
+
+
 class Evaluated(Part):
     """What `lethe evaluate` measured of a model, and the verdict; nothing was changed."""
 
@@ -116,6 +150,7 @@ class Report(Part):
     version: Literal["1"] = VERSION
     spec: dict[str, Any]
     spec_digest: Sha256
+    request: Requested | Absent = NO_SERVICE
     seed: int
     started_at: str
     finished_at: str

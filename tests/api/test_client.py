@@ -39,7 +39,7 @@ def test_a_download_is_everything_that_is_given_out(database: Database, database
                     "rows": [stored("rows/after-forget.parquet", claim.key)],
                     "plot": [stored("plots/scores.svg")],
                 },
-                sign=lambda _: stored("report.dsse.json"),
+                sign=lambda *_: {"envelope": stored("report.dsse.json")},
             )
         folder = client.download(job, tmp_path / "downloaded")
     files = {file.relative_to(folder).as_posix(): file.read_text() for file in folder.rglob("*") if file.is_file()}

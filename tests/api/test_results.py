@@ -62,7 +62,7 @@ def finish(database: Database, claim: Claim, blobs: Blobs, more: Mapping[Artifac
                 ],
                 **more,
             },
-            sign=lambda _: stored(blobs, "report.dsse.json", ENVELOPE),
+            sign=lambda *_: {"envelope": stored(blobs, "report.dsse.json", ENVELOPE)},
         )
 
 

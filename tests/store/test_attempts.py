@@ -145,7 +145,7 @@ def test_a_repeated_step_replaces_the_earlier_one(database: Database, job_id: st
 
 def fenced_writes() -> dict[str, Callable[..., object]]:
     def finish(session: Any, claim: Claim) -> object:
-        def sign(_: object) -> StoredFile:
+        def sign(*_: object) -> dict[ArtifactKind, StoredFile]:
             raise AssertionError("an attempt that lost its lease was signed")
 
         return attempts.finish(session, claim, verdict="passed", files={"report": [stored("report.json")]}, sign=sign)
@@ -223,7 +223,7 @@ def test_finish_signs_and_stores_in_one_transaction(database: Database, job_id: 
         "model": [stored("model/model.safetensors", "e")],
     }
 
-    def fails(_: object) -> StoredFile:
+    def fails(*_: object) -> dict[ArtifactKind, StoredFile]:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError), database.transaction() as session:
@@ -233,7 +233,7 @@ def test_finish_signs_and_stores_in_one_transaction(database: Database, job_id: 
         assert artifacts.of(session, job_id) == []
     with database.transaction() as session:
         envelope = stored("report.dsse.json", "f")
-        attempts.finish(session, claim, verdict="not_passed", files=files, sign=lambda _: envelope)
+        attempts.finish(session, claim, verdict="not_passed", files=files, sign=lambda *_: {"envelope": envelope})
     with database.reading() as session:
         job = jobs.get(session, job_id)
         assert (job.status, job.verdict, job.lease_until, job.leased_by) == ("succeeded", "not_passed", None, None)

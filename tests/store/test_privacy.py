@@ -46,7 +46,11 @@ def test_nothing_of_a_forget_set_leaves_its_seal(
     with database.transaction() as session:
         attempts.save_checkpoint(session, claim, 1, [StoredFile("reference", blob.digest, blob.size, sealed=True)])
         attempts.finish(
-            session, claim, verdict="passed", files={}, sign=lambda job: StoredFile("e", job.spec_digest, 1)
+            session,
+            claim,
+            verdict="passed",
+            files={},
+            sign=lambda _, job: {"envelope": StoredFile("e", job.spec_digest, 1)},
         )
     restored = tmp_path / "restored"
     blobs.get(claim.datasets[dataset.id].blob, restored, claim.key)

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
-from api.store import artifacts, jobs, sealed
+from api.store import artifacts, due, jobs, keys, sealed
 from api.store.blobs import Blobs
-from api.store.session import Database
+from api.store.session import Database, now
+from api.store.tables import Job, Principal
 from api.store.vault import Vault
-from core.report.sign import new_key
+from core.report.schema import Absent, Person, Report, Requested
+from core.report.sign import new_key, public_pem
+from core.report.verify import verify
 from tests.report.conftest import model, report  # noqa: F401 -- fixtures: a model folder and the report on it
 from tests.worker.scripted import Scripted
 from worker.attempt import Bench, run_next
@@ -87,6 +91,31 @@ def test_an_engine_that_tells_of_neither_rows_nor_plots_succeeds_too(
     with database.reading() as session:
         assert jobs.get(session, job_id).status == "succeeded"
         assert {file.kind for file in artifacts.of(session, job_id)} == {"model", "report", "envelope"}
+
+
+def test_the_report_says_who_asked_and_is_signed_as_it_is_handed_out(
+    bench: Callable[..., Bench], database: Database, job_id: str
+) -> None:
+    key = new_key()
+    worker = bench(DONE, key, {})
+    with database.transaction() as session:
+        approver = keys.create(session, b"secret", name="second", principal="Second Pair", actor="test")[0]
+        session.execute(update(Job).values(approved_by=approver.principal_id, approved_at=now(session)))
+    assert run_next(worker)
+    with database.reading() as session:
+        job = jobs.get(session, job_id)
+        files = {file.kind: worker.blobs.open(file.digest).read() for file in artifacts.of(session, job_id)}
+        asker = session.get_one(Principal, job.principal_id)
+    said = Report.model_validate_json(files["report"]).request
+    assert isinstance(said, Requested)
+    assert (said.job, said.submitted_by.name) == (job_id, asker.name)
+    assert isinstance(said.approved_by, Person)
+    assert said.approved_by.name == "Second Pair"
+    assert isinstance(said.approved_at, str)
+    assert isinstance(said.reference, Absent)
+    assert said.due_at == due.a_month_after(job.created_at).strftime("%Y-%m-%dT%H:%M:%SZ")
+    checked = verify(files["envelope"], public_pem(key), report=files["report"])
+    assert (checked.failures, "plain report: says what was signed" in checked.checked) == ([], True)
 
 
 @pytest.mark.parametrize("fault", ["the signature", "a file"])
