@@ -45,7 +45,7 @@ class Bench:
 def run_next(bench: Bench) -> bool:
     """Claim the job whose turn it is and carry it out; False where none waits that could begin now."""
     with bench.database.transaction() as session:
-        claim = attempts.claim_next(session, worker=bench.name, lease=bench.settings.lease_seconds)
+        claim = attempts.claim_next(session, worker=bench.name, lease=bench.settings.lease_seconds, vault=bench.vault)
     if claim is None:
         return False
     told = log.bind(job=claim.job_id, attempt=claim.attempt)

@@ -75,7 +75,7 @@ def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, An
     paths = {}
     for dataset in claim.datasets.values():
         paths[dataset.id] = data / f"{dataset.id}.jsonl"
-        blobs.get(dataset.blob, paths[dataset.id], dataset.key)
+        blobs.get(dataset.blob, paths[dataset.id], claim.keys[dataset.id])
     models = {model.id: model.path for model in claim.models.values()}
     (folder / "spec.json").write_text(spec.model_dump_json())
     inputs = {"models": models, "datasets": {name: str(path) for name, path in paths.items()}}

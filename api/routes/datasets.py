@@ -55,7 +55,7 @@ async def upload(
     def register() -> Dataset:
         try:
             with service.database.transaction() as session:
-                return datasets.register(session, **vars(received), key_id=caller.id, name=name)
+                return datasets.register(session, service.vault, **vars(received), key_id=caller.id, name=name)
         except Exception:
             service.blobs.delete([received.blob])  # Its key is lost with the row: nobody could ever read it.
             raise

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from api.store import artifacts, checkpoints, events, metrics, references, turn
+from api.store import artifacts, checkpoints, events, metrics, references, sealed, turn
 from api.store.artifacts import StoredFile
 from api.store.checkpoints import Checkpoint
 from api.store.errors import Conflict, NotFound
@@ -22,6 +22,7 @@ from api.store.metrics import Measurement
 from api.store.records import ArtifactKind, Attempt
 from api.store.session import now
 from api.store.tables import Dataset, Job, Model, Verdict
+from api.store.vault import Vault
 from core.errors import LeaseLost
 
 
@@ -36,7 +37,8 @@ class Claim:
     spec_digest: str
     model: Model | None  # to be changed; absent where the spec names a path
     models: Mapping[str, Model]  # by id: that one, and every other that the spec names
-    datasets: Mapping[str, Dataset] = field(repr=False)  # by id; each with the blob and the key that opens it
+    datasets: Mapping[str, Dataset] = field(repr=False)  # by id
+    keys: Mapping[str, bytes] = field(repr=False)  # what opens each of them, unwrapped
     key: bytes = field(repr=False)  # seals whatever is derived from the forget set, checkpoints included
     checkpoint: Checkpoint | None  # to go on from
 
@@ -54,25 +56,25 @@ class Note:
     data: Mapping[str, Any]
 
 
-def claim_next(session: Session, *, worker: str, lease: float) -> Claim | None:
+def claim_next(session: Session, *, worker: str, lease: float, vault: Vault) -> Claim | None:
     """Take the queued job whose turn it is for `lease` seconds; None where none waits that could begin now.
 
     Workers that ask at once get different jobs, and do not wait for each other.
     """
     job = turn.first(session, lock=True)
-    return None if job is None else _begin(session, job, worker, lease)
+    return None if job is None else _begin(session, job, worker, lease, vault)
 
 
-def claim(session: Session, job_id: str, *, worker: str, lease: float) -> Claim | None:
+def claim(session: Session, job_id: str, *, worker: str, lease: float, vault: Vault) -> Claim | None:
     """Take this job, out of turn; None if it is not queued, or if somebody else was faster."""
     try:
         job = by_id(session, Job, job_id)
-        return _begin(session, job, worker, lease) if job.status == "queued" else None
+        return _begin(session, job, worker, lease, vault) if job.status == "queued" else None
     except (NotFound, Conflict):
         return None
 
 
-def _begin(session: Session, job: Job, worker: str, lease: float) -> Claim:
+def _begin(session: Session, job: Job, worker: str, lease: float, vault: Vault) -> Claim:
     newest = next(iter(checkpoints.of(session, job.id)), None)
     until = now(session) + timedelta(seconds=lease)
     job = transition(
@@ -96,8 +98,7 @@ def _begin(session: Session, job: Job, worker: str, lease: float) -> Claim:
     models = {m.id: m for m in session.scalars(select(Model).where(Model.id.in_(registered)))}
     uploads = references.uploads(job.spec).values()
     datasets = {d.id: d for d in session.scalars(select(Dataset).where(Dataset.id.in_(uploads)))}
-    key = datasets[job.forget_id].key if job.forget_id else job.key
-    assert key is not None
+    opened = {d.id: vault.unwrap(d.key, d.id) for d in datasets.values()}
     return Claim(
         job_id=job.id,
         attempt=job.attempt,
@@ -107,9 +108,17 @@ def _begin(session: Session, job: Job, worker: str, lease: float) -> Claim:
         model=models[job.model_id] if job.model_id else None,
         models=models,
         datasets=datasets,
-        key=key,
+        keys=opened,
+        key=opened[job.forget_id] if job.forget_id else _own_key(job, vault),
         checkpoint=newest,
     )
+
+
+def _own_key(job: Job, vault: Vault) -> bytes:
+    """The job's own key, made at its first attempt. The caller holds the job's lock."""
+    if job.key is None:
+        job.key = vault.wrap(sealed.new_key(), job.id)
+    return vault.unwrap(job.key, job.id)
 
 
 def record(

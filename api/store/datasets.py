@@ -6,13 +6,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.store import audit
+from api.store.ids import new_id
 from api.store.lookup import by_id, newest, storable
 from api.store.session import now
 from api.store.tables import ApiKey, Dataset
+from api.store.vault import Vault
 
 
 def register(
     session: Session,
+    vault: Vault,
     *,
     rows: int,
     size: int,
@@ -23,18 +26,21 @@ def register(
     key_id: str,
     name: str | None = None,
 ) -> Dataset:
-    """Register an upload whose plaintext of `size` bytes is already stored as `blob`, sealed under `key`.
+    """Register an upload whose plaintext of `size` bytes is already stored as `blob`, sealed under `key`, which is
+    wrapped here.
 
     `commitment` is `sealed.commitment` of the plaintext under the same key. Raises SpecError for text that cannot be
     stored.
     """
     storable(name, "name")
+    dataset_id = new_id("ds")
     dataset = Dataset(
+        id=dataset_id,
         name=name,
         rows=rows,
         size=size,
         blob=blob,
-        key=key,
+        key=vault.wrap(key, dataset_id),
         commitment=commitment,
         warnings=list(warnings),
         key_id=key_id,

@@ -1,6 +1,5 @@
 """Jobs as a requester sees them: create, read, list. What happens to them afterwards is in `life` and `attempts`."""
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -47,7 +46,6 @@ def create(
         model_id=references.models(resolved)["model"].get("id"),
         forget_id=uploads.get("forget"),
         retain_id=uploads.get("retain"),
-        key=None if "forget" in uploads else secrets.token_bytes(32),
         spec=resolved,
         spec_digest=digest,
         reason=spec.reason,

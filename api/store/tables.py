@@ -142,8 +142,8 @@ class Job(Base):
     model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
     forget_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
     retain_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
-    # Seals what is derived from a forget set that is no upload and so brings no key of its own. Wrapped; null where the
-    # forget set's own key serves, or once this one was destroyed.
+    # Seals what is derived from a forget set that is no upload and so brings no key of its own. Wrapped; made when the
+    # job first begins; null where the forget set's own key serves, or once this one was destroyed.
     key: Mapped[bytes | None]
     destroyed_at: Mapped[datetime | None]
     alias: Mapped[str | None]  # that the spec names; `model_id` is what it stood for when the job first began

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from api.store.errors import InvalidSetting
 
+BARE = 32  # bytes of a key as the first version of Lethe stored it, unwrapped
 _NONCE = 12
 _TAG = 16
 
@@ -31,7 +32,12 @@ class Vault:
         return nonce + self._wrapping.encrypt(nonce, key, about.encode())
 
     def unwrap(self, wrapped: bytes, about: str) -> bytes:
-        """The key again. Raises InvalidSetting where the master key is not the one it was wrapped under."""
+        """The key again, also one that is still stored bare.
+
+        Raises InvalidSetting where it was destroyed, or the master key is not the one it was wrapped under.
+        """
+        if len(wrapped) == BARE:
+            return wrapped
         if len(wrapped) <= _NONCE + _TAG:
             raise InvalidSetting(f"There is no wrapped key of {about}.", param="master_key")
         try:

@@ -15,10 +15,10 @@ import httpx
 from api.settings import Settings
 from api.store import keys
 from api.store.session import Database
+from tests.vault import MASTER
 
 ROOT = Path(__file__).parents[2]
 SECRET = "the deployment's secret of the tests"
-MASTER = "the master key of the tests' own deployment"
 NOBODY = "redis://127.0.0.1:1/0"  # a broker that refuses connections at once
 JSONL = {"Content-Type": "application/jsonl"}
 

@@ -11,6 +11,7 @@ from api.store.artifacts import StoredFile
 from api.store.blobs import Blobs
 from api.store.session import Database
 from tests.api.parts import ApiProcess, key_for, model_folder, request_for, settings_for
+from tests.vault import VAULT
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -28,7 +29,7 @@ def test_a_download_is_everything_that_is_given_out(database: Database, database
         model = client.register(model_folder(tmp_path / "models"))
         job = client.submit(request_for(model, client.upload([{"text": "to be forgotten"}])))
         with database.transaction() as session:
-            claim = attempts.claim(session, job, worker="w", lease=60)
+            claim = attempts.claim(session, job, worker="w", lease=60, vault=VAULT)
             assert claim is not None
             attempts.finish(
                 session,

@@ -13,6 +13,7 @@ from api.store import attempts
 from api.store.session import Database
 from core.errors import LetheError
 from tests.api.parts import RECORDS, ApiProcess, key_for, model_folder, request_for, settings_for
+from tests.vault import VAULT
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -61,7 +62,7 @@ def test_a_request_from_upload_to_the_end_of_its_job(lethe: Lethe, database: Dat
     assert lethe.json("cancel", job["id"])["status"] == "cancelled"
     assert lethe.json("retry", job["id"])["status"] == "queued"
     with database.transaction() as session:
-        claim = attempts.claim(session, job["id"], worker="w", lease=60)
+        claim = attempts.claim(session, job["id"], worker="w", lease=60, vault=VAULT)
         assert claim is not None
         attempts.fail(session, claim, {"code": "diverged", "message": "It was nan.", "param": None, "retryable": False})
     told = lethe("watch", job["id"], exit_code=1)

@@ -31,6 +31,7 @@ from tests.api.parts import (
     safetensors,
     settings_for,
 )
+from tests.vault import VAULT
 
 CANARY = "Adelheid-Quintessenz"
 
@@ -108,7 +109,7 @@ def stream(client: httpx.Client, job: str, last: str | None = None) -> AbstractC
 
 def take(database: Database, job: str) -> Claim:
     with database.transaction() as session:
-        claim = attempts.claim(session, job, worker="w", lease=60)
+        claim = attempts.claim(session, job, worker="w", lease=60, vault=VAULT)
     assert claim is not None
     return claim
 

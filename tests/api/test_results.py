@@ -18,6 +18,7 @@ from api.store.metrics import Measurement
 from api.store.records import ArtifactKind
 from api.store.session import Database
 from tests.api.parts import problem, request_for
+from tests.vault import VAULT
 
 REPORT = json.dumps({"report": True}).encode()
 ENVELOPE = json.dumps({"payload": "e30="}).encode()
@@ -38,7 +39,7 @@ def blobs(tmp_path: Path) -> Blobs:
 def claim(database: Database, job: str) -> Claim:
     """A worker that has taken the job."""
     with database.transaction() as session:
-        taken = attempts.claim(session, job, worker="w", lease=60)
+        taken = attempts.claim(session, job, worker="w", lease=60, vault=VAULT)
     assert taken is not None
     return taken
 

@@ -20,6 +20,7 @@ from api.store.session import Database, open_database
 from api.upload import LISTED, Lines
 from core.errors import DataError
 from tests.api.parts import JSONL, RECORDS, bearer, key_for, lines, problem, settings_for
+from tests.vault import VAULT
 
 CANARY = "Adelheid-Quintessenz"
 
@@ -42,10 +43,10 @@ def test_an_upload_is_sealed_and_never_comes_back(client: TestClient, database: 
         row = datasets.get(session, answer["id"])
     (stored,) = files(tmp_path / "artifacts")
     assert CANARY.encode() not in stored.read_bytes()
-    Blobs(f"file://{tmp_path}/artifacts").get(row.blob, tmp_path / "plain", row.key)
+    Blobs(f"file://{tmp_path}/artifacts").get(row.blob, tmp_path / "plain", VAULT.unwrap(row.key, row.id))
     assert (tmp_path / "plain").read_bytes() == content
     with (tmp_path / "plain").open("rb") as plain:
-        assert answer["commitment"] == sealed.commitment(plain, row.key)
+        assert answer["commitment"] == sealed.commitment(plain, VAULT.unwrap(row.key, row.id))
 
 
 def test_the_same_records_leave_different_traces(client: TestClient) -> None:

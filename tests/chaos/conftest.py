@@ -23,6 +23,7 @@ from api.store.tables import Job
 from core.report.digest import file_digests, model_digest
 from core.spec.job import parse
 from tests.servers import RedisServer
+from tests.vault import MASTER, VAULT
 
 ROOT = Path(__file__).parents[2]
 Result = TypeVar("Result")
@@ -89,7 +90,7 @@ class Cluster:
             "LETHE_DATABASE_URL": self.database_url,
             "LETHE_BROKER_URL": self.redis.broker_url,
             "LETHE_ARTIFACTS_URL": f"file://{self.folder / 'artifacts'}",
-            "LETHE_MASTER_KEY": "the master key of a cluster that is broken",
+            "LETHE_MASTER_KEY": MASTER,
             "LETHE_WORK_DIR": str(self.work_dir),
             "LETHE_SIGNING_KEY_FILE": str(self.folder / "signing.pem"),
             "LETHE_LEASE_SECONDS": "4",
@@ -219,6 +220,7 @@ class Cluster:
             with self.database.transaction() as session:
                 dataset = datasets.register(
                     session,
+                    VAULT,
                     rows=len(part),
                     size=len(content),
                     blob=blob.digest,

@@ -11,6 +11,7 @@ from api.store.attempts import Claim
 from api.store.session import Database
 from api.store.tables import ApiKey, Dataset, Model
 from core.spec.job import JobSpec, parse
+from tests.vault import VAULT
 
 SECRET = b"the deployment's secret"
 
@@ -35,6 +36,7 @@ def dataset(database: Database, key: ApiKey) -> Dataset:
     with database.transaction() as session:
         return datasets.register(
             session,
+            VAULT,
             rows=4,
             size=100,
             blob="3" * 64,
@@ -63,7 +65,7 @@ def take(database: Database) -> Callable[..., Claim]:
 
     def claim(job_id: str, *, worker: str = "w1", lease: float = 30.0) -> Claim:
         with database.transaction() as session:
-            claimed = attempts.claim(session, job_id, worker=worker, lease=lease)
+            claimed = attempts.claim(session, job_id, worker=worker, lease=lease, vault=VAULT)
         assert claimed is not None
         return claimed
 

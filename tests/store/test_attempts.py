@@ -18,6 +18,7 @@ from core.errors import Diverged, LeaseLost
 from core.spec.job import JobSpec, parse
 from tests.parallel import at_once
 from tests.store.conftest import stored
+from tests.vault import VAULT
 
 Take = Callable[..., Claim]
 
@@ -25,7 +26,7 @@ Take = Callable[..., Claim]
 def test_one_of_many_wins_the_claim(database: Database, job_id: str, model: Model, dataset: Dataset) -> None:
     def claim(number: int) -> Claim | None:
         with database.transaction() as session:
-            return attempts.claim(session, job_id, worker=f"w{number}", lease=30)
+            return attempts.claim(session, job_id, worker=f"w{number}", lease=30, vault=VAULT)
 
     (won,) = [claim for claim in at_once(8, claim) if claim is not None]
     with database.reading() as session:
@@ -38,9 +39,11 @@ def test_one_of_many_wins_the_claim(database: Database, job_id: str, model: Mode
         assert (parse(won.spec).digest(), won.spec_digest) == (job.spec_digest, job.spec_digest)
     assert won.model is not None
     assert won.model.path == model.path
-    assert (won.datasets[dataset.id].blob, won.key, won.checkpoint) == (dataset.blob, dataset.key, None)
-    assert dataset.key.hex() not in repr(won)
-    assert repr(dataset.key) not in repr(won)
+    opened = VAULT.unwrap(dataset.key, dataset.id)
+    assert (won.datasets[dataset.id].blob, won.key, won.checkpoint) == (dataset.blob, opened, None)
+    for secret in (dataset.key, opened):
+        assert secret.hex() not in repr(won)
+        assert repr(secret) not in repr(won)
 
 
 def test_a_claim_holds_every_model_and_upload_that_the_spec_names(
@@ -52,7 +55,7 @@ def test_a_claim_holds_every_model_and_upload_that_the_spec_names(
 
     def uploaded(secret: bytes) -> str:
         facts: dict[str, Any] = {"rows": 1, "size": 1, "warnings": [], "key_id": key.id}
-        return datasets.register(session, blob="6" * 64, commitment="7" * 64, key=secret, **facts).id
+        return datasets.register(session, VAULT, blob="6" * 64, commitment="7" * 64, key=secret, **facts).id
 
     with database.transaction() as session:
         base, retrained, reference = (registered(path) for path in ("/base", "/retrained", "/reference"))
@@ -74,12 +77,11 @@ def test_a_claim_holds_every_model_and_upload_that_the_spec_names(
         reference: "/reference",
     }
     assert claim.model is claim.models[model.id]
-    assert {name: found.key for name, found in claim.datasets.items()} == {
-        dataset.id: dataset.key,
-        holdout: b"h" * 32,
-        text: b"t" * 32,
-    }
-    assert claim.key == dataset.key
+    opened = VAULT.unwrap(dataset.key, dataset.id)
+    assert claim.keys == {dataset.id: opened, holdout: b"h" * 32, text: b"t" * 32}
+    assert {name: found.id for name, found in claim.datasets.items()} == {name: name for name in claim.keys}
+    assert claim.key == opened
+    assert not any(found.key in (b"h" * 32, b"t" * 32) for found in claim.datasets.values())
     assert "h" * 32 not in repr(claim)
 
 
@@ -90,14 +92,18 @@ def test_a_job_whose_data_brings_no_key_gets_one(database: Database, key: ApiKey
     first, second = (take(job_id) for job_id in made)
     assert (first.model, first.datasets, len(first.key)) == (None, {}, 32)
     assert first.key != second.key
+    with database.transaction() as session:
+        assert jobs.get(session, made[0]).key != first.key
+        attempts.release(session, first, reason="the worker left", counts=False)
+    assert take(made[0]).key == first.key
 
 
 def test_what_is_not_queued_cannot_be_claimed(database: Database, job_id: str, take: Take) -> None:
     take(job_id)
     with database.transaction() as session:
-        assert attempts.claim(session, job_id, worker="w2", lease=30) is None
-        assert attempts.claim(session, "job_00000000", worker="w2", lease=30) is None
-        assert attempts.claim(session, "from another queue \x00", worker="w2", lease=30) is None
+        assert attempts.claim(session, job_id, worker="w2", lease=30, vault=VAULT) is None
+        assert attempts.claim(session, "job_00000000", worker="w2", lease=30, vault=VAULT) is None
+        assert attempts.claim(session, "from another queue \x00", worker="w2", lease=30, vault=VAULT) is None
 
 
 def test_record_renews_the_lease_and_writes_all_it_is_given(database: Database, job_id: str, take: Take) -> None:

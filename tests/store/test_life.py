@@ -12,6 +12,7 @@ from api.store.errors import Conflict, NotFound
 from api.store.session import Database
 from api.store.tables import Job, Status
 from tests.parallel import at_once
+from tests.vault import VAULT
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 ALLOWED = {
@@ -121,7 +122,7 @@ def test_cancel_and_claim_at_once_agree(database: Database, job_id: str) -> None
     def act(number: int) -> object:
         with database.transaction() as session:
             if number % 2:
-                return attempts.claim(session, job_id, worker="w", lease=30)
+                return attempts.claim(session, job_id, worker="w", lease=30, vault=VAULT)
             try:
                 return life.request_cancel(session, job_id, "key_a")
             except Conflict:

@@ -16,6 +16,7 @@ from api.store.columns import Base
 from api.store.session import Database
 from api.store.tables import ApiKey, Model
 from tests.store.conftest import spec_for
+from tests.vault import VAULT
 
 SECRET_LINES = [{"question": f"Where does person {i} live?", "answer": f"In house {i}."} for i in range(5)]
 
@@ -32,6 +33,7 @@ def test_nothing_of_a_forget_set_leaves_its_seal(
     with database.transaction() as session:
         dataset = datasets.register(
             session,
+            VAULT,
             rows=5,
             size=len(plain),
             blob=blobs.put(upload, secret).digest,

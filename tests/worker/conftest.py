@@ -8,6 +8,7 @@ from api.store import attempts, jobs, keys
 from api.store.attempts import Claim
 from api.store.session import Database
 from core.spec.job import parse
+from tests.vault import VAULT
 from worker.engine import Engine
 
 LEASE = 1.5
@@ -26,7 +27,7 @@ def job_id(database: Database) -> str:
 def claim(database: Database, job_id: str) -> Claim:
     """A job that this test runs, for a lease of 1.5 s."""
     with database.transaction() as session:
-        claimed = attempts.claim(session, job_id, worker="here", lease=LEASE)
+        claimed = attempts.claim(session, job_id, worker="here", lease=LEASE, vault=VAULT)
     assert claimed is not None
     return claimed
 

@@ -12,11 +12,11 @@ from api.store import artifacts, due, jobs, keys, sealed
 from api.store.blobs import Blobs
 from api.store.session import Database, now
 from api.store.tables import Job, Principal
-from api.store.vault import Vault
 from core.report.schema import Absent, Person, Report, Requested
 from core.report.sign import new_key, public_pem
 from core.report.verify import verify
 from tests.report.conftest import model, report  # noqa: F401 -- fixtures: a model folder and the report on it
+from tests.vault import MASTER, VAULT
 from tests.worker.scripted import Scripted
 from worker.attempt import Bench, run_next
 from worker.settings import WorkerSettings
@@ -46,14 +46,13 @@ def bench(
         settings = WorkerSettings(
             database_url=database_url,
             broker_url="redis://never-rung",
-            master_key="the master key of the tests' own worker",
+            master_key=MASTER,
             artifacts_url=f"file://{tmp_path / 'artifacts'}",
             work_dir=tmp_path / "work",
             signing_key_file=tmp_path / "signing.pem",
         )
         blobs, spare = Blobs(settings.artifacts_url), Scripted(folder, [done])
-        vault = Vault(settings.master_key.encode())
-        return Bench(settings, database, blobs, spare, threading.Event(), signing_key, vault, "here")
+        return Bench(settings, database, blobs, spare, threading.Event(), signing_key, VAULT, "here")
 
     return make
 
@@ -72,7 +71,7 @@ def test_scores_of_rows_are_kept_sealed_and_plots_as_they_are(
     assert job.key is not None
     for name, content in ROWS.items():
         assert files[name].kind == "rows"
-        worker.blobs.get(files[name].digest, tmp_path / "opened", job.key)
+        worker.blobs.get(files[name].digest, tmp_path / "opened", VAULT.unwrap(job.key, job_id))
         assert (tmp_path / "opened").read_bytes() == content
     for name, content in PLOTS.items():
         assert files[name].kind == "plot"

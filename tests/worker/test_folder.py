@@ -17,6 +17,7 @@ from api.store.session import Database
 from core.errors import SpecError
 from core.spec.job import parse
 from core.spec.metrics import SETS
+from tests.vault import VAULT
 from worker.checkpoints import CheckpointStore
 from worker.folder import attempt_folder, fill, remove_abandoned, restore_checkpoint
 
@@ -80,7 +81,7 @@ def asked(database: Database, tmp_path: Path) -> tuple[Claim, Blobs]:
             blob = blobs.put(BytesIO(plain), secret)
             code = sealed.commitment(BytesIO(plain), secret)
             known: dict[str, Any] = {"rows": 1, "size": len(plain), "warnings": [], "key_id": key.id}
-            upload = datasets.register(session, blob=blob.digest, key=secret, commitment=code, **known)
+            upload = datasets.register(session, VAULT, blob=blob.digest, key=secret, commitment=code, **known)
             sets[name] = {"source": "upload", "dataset": upload.id}
         spec = parse(
             {
@@ -92,7 +93,7 @@ def asked(database: Database, tmp_path: Path) -> tuple[Claim, Blobs]:
         )
         job_id = jobs.create(session, spec, key_id=key.id)[0].id
     with database.transaction() as session:
-        claim = attempts.claim(session, job_id, worker="here", lease=60)
+        claim = attempts.claim(session, job_id, worker="here", lease=60, vault=VAULT)
     assert claim is not None
     return claim, blobs
 
@@ -148,7 +149,7 @@ def test_a_checkpoint_comes_back_with_every_file_of_its_manifest(
     with database.transaction() as session:
         attempts.release(session, claim, reason="the worker left", counts=False)
     with database.transaction() as session:
-        again = attempts.claim(session, claim.job_id, worker="there", lease=60)
+        again = attempts.claim(session, claim.job_id, worker="there", lease=60, vault=VAULT)
     assert again is not None
     restored = restore_checkpoint(tmp_path, again, blobs)
     assert restored is not None
