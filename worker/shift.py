@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 import structlog
 
-from api.store import sweep, turn
+from api.store import chain, sweep, turn
 from api.store.blobs import Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
 from api.store.vault import Vault
+from core.report.heads import sign_head
 from core.report.keys import load_or_create_key
 from worker.attempt import Bench, run_next
 from worker.engine import Spare
@@ -110,6 +111,13 @@ class Shift:
                 log.warning("broker unreachable", error=type(error).__name__)
                 break
         self._take_waiting()
+        self._seal()
+
+    def _seal(self) -> None:
+        """Put what was noted since the last look into the audit log's chain, and sign its end."""
+        with self._database.transaction() as session:
+            end = chain.seal(session)
+            chain.sign_head(session, end, lambda head, at: sign_head(head.position, head.hash, at, self._key))
 
     def _take_waiting(self) -> None:
         """Begin waiting jobs by ourselves, in threads of their own so that the sweep goes on meanwhile."""
