@@ -1,8 +1,11 @@
 """One attempt at a job, from the claim to its end in SQL: folder, engine, relay, artifacts, signature."""
 
+import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from sqlalchemy.orm import Session
@@ -24,8 +27,10 @@ from worker.engine import Spare
 from worker.folder import attempt_folder, fill, restore_checkpoint
 from worker.relay import ENGINE_SHARE, Relay
 from worker.settings import WorkerSettings
+from worker.settle import discard, settled
 
 log = structlog.get_logger()
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def run_next(bench: Bench) -> bool:
     except Exception as error:
         # Ours, not the engine's: a full disk, say. The job is given back at once instead of when its lease runs out.
         told.exception("attempt broke off")
-        _release(bench, claim, f"the worker failed: {type(error).__name__}")
+        _release(bench, claim, f"the worker failed: {_told(error)}")
     finally:
         bench.spare.refill()
     return True
@@ -80,8 +85,8 @@ def _attempt(bench: Bench, claim: Claim, folder: Path) -> None:
                 _give_back(bench, claim, relay, Stopped.exit_code)
     finally:
         # The relay has ended, so nothing is being stored any more. A sealed file's address is no other file's: nobody
-        # else would ever find them.
-        bench.blobs.delete(loose)
+        # else would find them for long.
+        discard(bench.database, bench.blobs, claim.job_id, loose)
 
 
 def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, loose: list[str]) -> None:
@@ -89,8 +94,8 @@ def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, loose: li
     try:
         command = relay.meanwhile(lambda: fill(folder, claim, bench.blobs, lease))
     except (BlobMissing, BlobDamaged, SpecError) as error:
-        with bench.database.transaction() as session:
-            attempts.fail(session, claim, error.as_dict())
+        told = error.as_dict()
+        _settle(bench, lambda session: attempts.fail(session, claim, told))
         return
     try:
         resume = relay.meanwhile(lambda: restore_checkpoint(folder, claim, bench.blobs))
@@ -131,8 +136,10 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None
         }
 
     stored = relay.meanwhile(store)
-    with bench.database.transaction() as session:
-        unused = attempts.finish(session, claim, verdict=report.verdict.verdict, files=stored, sign=signed)
+    unused = _settle(
+        bench,
+        lambda session: attempts.finish(session, claim, verdict=report.verdict.verdict, files=stored, sign=signed),
+    )
     loose.clear()
     bench.blobs.delete(unused)
 
@@ -152,14 +159,19 @@ def _end(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
     elif error["retryable"]:
         _release(bench, claim, f"the engine failed: {error['message']}")
     else:
-        with bench.database.transaction() as session:
-            attempts.fail(session, claim, {name: error[name] for name in ("code", "message", "param", "retryable")})
+        told = {name: error[name] for name in ("code", "message", "param", "retryable")}
+        _settle(bench, lambda session: attempts.fail(session, claim, told))
+
+
+def _told(error: Exception) -> str:
+    """What may be said of it: messages of libraries may quote the forget set, those of the system do not."""
+    reason = f" ({os.strerror(error.errno)})" if isinstance(error, OSError) and error.errno else ""
+    return type(error).__name__ + reason
 
 
 def _give_back(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
     if relay.stopped_for == "cancel":
-        with bench.database.transaction() as session:
-            attempts.cancelled(session, claim)
+        _settle(bench, lambda session: attempts.cancelled(session, claim))
     elif relay.stopped_for == "leaving":
         _release(bench, claim, "the worker left", counts=False)
     else:
@@ -171,16 +183,21 @@ def _give_back(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
 
 
 def _release(bench: Bench, claim: Claim, reason: str, *, counts: bool = True) -> None:
-    with bench.database.transaction() as session:
-        attempts.release(session, claim, reason=reason, counts=counts, cap=bench.settings.attempts_cap)
+    cap = bench.settings.attempts_cap
+    _settle(bench, lambda session: attempts.release(session, claim, reason=reason, counts=counts, cap=cap))
+
+
+def _settle(bench: Bench, work: Callable[[Session], Result]) -> Result:
+    """Write how the attempt ended. Nobody else can have taken the job before its lease has passed."""
+    return settled(bench.database, bench.settings.lease_seconds, work)
 
 
 def _without_checkpoint(bench: Bench, claim: Claim, error: LetheError) -> None:
     """The checkpoint cannot be used: forget it, and let the next attempt begin at an older one or at the start."""
     assert claim.checkpoint is not None
     log.error("checkpoint discarded", job=claim.job_id, step=claim.checkpoint.step, reason=error.message)
-    with bench.database.transaction() as session:
-        unused = attempts.discard_checkpoint(session, claim, claim.checkpoint.step)
+    step = claim.checkpoint.step
+    unused = _settle(bench, lambda session: attempts.discard_checkpoint(session, claim, step))
     # Not the job's fault, and there are only so many checkpoints to discard.
     _release(bench, claim, error.message, counts=False)
     bench.blobs.delete(unused)

@@ -10,6 +10,7 @@ from api.store.artifacts import StoredFile
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
 from api.store.session import Database
+from worker.settle import discard
 
 MANIFEST = "manifest.json"
 
@@ -36,8 +37,8 @@ class CheckpointStore:
             with self.database.transaction() as session:
                 unused = attempts.save_checkpoint(session, self.claim, step, files)
         except BaseException:
-            # No row refers to them, and a sealed file's address is no other file's: nobody else would ever find them.
-            self.blobs.delete(file.digest for file in files)
+            # A sealed file's address is no other file's: nobody else would find them for long.
+            discard(self.database, self.blobs, self.claim.job_id, [file.digest for file in files])
             raise
         self.blobs.delete(unused)
         shutil.rmtree(folder, ignore_errors=True)

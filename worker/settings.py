@@ -26,3 +26,6 @@ class WorkerSettings(StoreSettings):
     poll_seconds: float = Field(30.0, gt=0, description="how often SQL is looked at for lost leases and lost messages")
     attempts_cap: int = Field(3, ge=1, description="attempts that may die before a job fails")
     grace_seconds: float = Field(6.0, gt=0, description="how long a stopped engine may take to leave a checkpoint")
+    orphan_seconds: float = Field(
+        86400.0, ge=3600, description="age from which a file of the artifact store goes if no row refers to it"
+    )

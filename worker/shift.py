@@ -5,6 +5,7 @@ A consumer can stop consuming after its broker was reset, and messages get lost;
 
 import os
 import queue
+import random
 import socket
 import threading
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import structlog
 
 from api.store import chain, sweep, turn
-from api.store.blobs import Blobs
+from api.store.blobs import DRAWERS, Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
 from api.store.vault import Vault
@@ -21,6 +22,7 @@ from core.report.keys import load_or_create_key
 from worker.attempt import Bench, run_next
 from worker.engine import Spare
 from worker.folder import remove_abandoned
+from worker.orphans import remove_orphans
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -112,6 +114,9 @@ class Shift:
                 break
         self._take_waiting()
         self._seal()
+        # Looks come at no fixed times, and so do drawers: workers do not look into the same one together.
+        remove_orphans(self._database, self._blobs, random.randrange(DRAWERS), self.settings.orphan_seconds)
+        self._blobs.remove_abandoned(self.settings.orphan_seconds)
 
     def _seal(self) -> None:
         """Put what was noted since the last look into the audit log's chain, and sign its end."""

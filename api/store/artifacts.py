@@ -62,5 +62,6 @@ def unreferenced(session: Session, digests: Iterable[str]) -> list[str]:
     """Those of the blobs that no artifact and no data set refers to."""
     wanted = set(digests)
     used = set(session.scalars(select(Artifact.digest).where(Artifact.digest.in_(wanted))))
-    used |= set(session.scalars(select(Dataset.blob).where(Dataset.blob.in_(wanted))))
+    for column in (Dataset.blob, Dataset.leaves):
+        used |= set(session.scalars(select(column).where(column.in_(wanted))))
     return sorted(wanted - used)

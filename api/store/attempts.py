@@ -223,6 +223,12 @@ def of(session: Session, job_id: str) -> Sequence[Attempt]:
     return session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)).all()
 
 
+def left_over(session: Session, job_id: str, digests: Iterable[str]) -> list[str]:
+    """Those of the blobs that no row refers to, once whatever is being written about the job has been written."""
+    by_id(session, Job, job_id, lock=True)
+    return artifacts.unreferenced(session, digests)
+
+
 def _held(session: Session, claim: Claim) -> Job:
     query = select(Job).where(Job.id == claim.job_id, Job.attempt == claim.attempt, Job.status == "running")
     job = session.scalars(query.with_for_update().execution_options(populate_existing=True)).one_or_none()

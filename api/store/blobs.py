@@ -25,6 +25,7 @@ from api.store import sealed
 from api.store.errors import BlobDamaged, BlobMissing, InvalidSetting
 
 PIECE = 1 << 20
+DRAWERS = 256  # folders right below the root
 # Object stores that every process of the service reaches; the driver of each is a package of its own.
 REMOTE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -100,6 +101,22 @@ class Blobs:
                 self._fs.rm_file(self._address(digest))
             except FileNotFoundError:
                 continue
+
+    def in_drawer(self, number: int) -> list[str]:
+        """Digests of the blobs in one of the DRAWERS."""
+        folder = f"{self._root}/{number:02x}"
+        try:
+            names = (str(path).rpartition("/")[2] for path in self._fs.find(folder))
+            return [name for name in names if _DIGEST.fullmatch(name)]
+        except FileNotFoundError:
+            return []
+
+    def age(self, digest: str) -> float | None:
+        """Seconds since the blob was last stored; None where it is not there."""
+        try:
+            return time.time() - float(self._fs.modified(self._address(digest)).timestamp())
+        except FileNotFoundError:
+            return None
 
     def remove_abandoned(self, older_than: float) -> int:
         """Remove what a `put` left whose process was killed and that nobody has touched for so many seconds."""
