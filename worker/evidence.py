@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api.store import asked
+from api.store import asked, chain
 from api.store.tables import Job
 from core.report.schema import Absent, Report, Requested
 from core.report.sign import sign
@@ -18,7 +18,6 @@ _WHY_NOT = {
     "reference": "the request gave none",
     "approved_by": "the service asked for no approval",
     "approved_at": "the service asked for no approval",
-    "audit_head": "nothing of the audit log was sealed",
     "data_destroyed_by": "no deadline was known",
 }
 
@@ -28,7 +27,9 @@ def write(session: Session, job: Job, measured: Report, signing_key: bytes, out:
 
     Called within the finishing transaction, behind its fence: an attempt that lost its lease signs nothing.
     """
-    report = measured.model_copy(update={"request": _requested(asked.of(session, job))})
+    # Whoever has the report can later tell that nothing up to here was cut off the log or changed.
+    facts = {**asked.of(session, job), "audit_head": vars(chain.seal(session))}
+    report = measured.model_copy(update={"request": _requested(facts)})
     (out / PLAIN).write_text(report.model_dump_json(indent=2))
     (out / ENVELOPE).write_bytes(sign(report, signing_key))
     return report

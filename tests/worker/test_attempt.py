@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from api.store import artifacts, due, jobs, keys, sealed
+from api.store import artifacts, audit, chain_check, due, jobs, keys, sealed
 from api.store.blobs import Blobs
+from api.store.chain import Head
+from api.store.chain_check import Claim
 from api.store.session import Database, now
 from api.store.tables import Job, Principal
-from core.report.schema import Absent, Person, Report, Requested
+from core.report.schema import Absent, AuditHead, Person, Report, Requested
 from core.report.sign import new_key, public_pem
 from core.report.verify import verify
 from tests.report.conftest import model, report  # noqa: F401 -- fixtures: a model folder and the report on it
@@ -113,6 +115,12 @@ def test_the_report_says_who_asked_and_is_signed_as_it_is_handed_out(
     assert isinstance(said.approved_at, str)
     assert isinstance(said.reference, Absent)
     assert said.due_at == due.a_month_after(job.created_at).strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert isinstance(said.audit_head, AuditHead)
+    with database.reading() as session:
+        books = chain_check.verify(session, claims=[Claim(said.audit_head.position, said.audit_head.hash, "the report")])
+        noted = [entry.action for entry in audit.about(session, job_id) if entry.position is not None]
+    assert (books.ok, books.head) == (True, Head(**said.audit_head.model_dump()))
+    assert noted == ["job.created", "job.running"], "the head covers all that was done until it was signed"
     checked = verify(files["envelope"], public_pem(key), report=files["report"])
     assert (checked.failures, "plain report: says what was signed" in checked.checked) == ([], True)
 
