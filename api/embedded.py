@@ -175,6 +175,7 @@ def _parts(home: Path, environment: Mapping[str, str], broker: Path, host: str, 
 
 def _environment(home: Path, broker: Path) -> dict[str, str]:
     own = {
+        "LETHE_EMBEDDED": "true",
         "LETHE_DATABASE_URL": f"sqlite:///{home / 'lethe.db'}",
         "LETHE_BROKER_URL": f"redis+socket://{broker}",
         "LETHE_ARTIFACTS_URL": f"file://{home / 'artifacts'}",

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
-from api.store.settings import DatabaseSettings, StoreSettings
+from api.store.settings import DatabaseSettings, Secret, StoreSettings
 
 MIB = 1 << 20
 
@@ -12,7 +13,7 @@ MIB = 1 << 20
 class KeySettings(DatabaseSettings):
     """The part that making and checking API keys needs."""
 
-    key_secret: str = Field(
+    key_secret: Secret = Field(
         min_length=32,
         repr=False,
         description="secret under which API keys are hashed, at least 32 characters; whoever changes it voids all keys",
@@ -39,3 +40,11 @@ class Settings(KeySettings, StoreSettings):
     events_poll: float = Field(0.5, gt=0, description="how often an event stream looks for news")
     events_heartbeat: float = Field(15, gt=0, description="longest silence of an event stream")
     broker_timeout: float = Field(1, gt=0, description="how long the broker may take for one answer")
+
+    @field_validator("key_secret")
+    @classmethod
+    def _another_than_the_master_key(cls, value: str, info: ValidationInfo) -> str:
+        # Whoever has to know one of them must not have the other with it.
+        if value == info.data.get("master_key"):
+            raise PydanticCustomError("same", "This is LETHE_MASTER_KEY again. Give each its own")
+        return value

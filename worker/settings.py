@@ -12,7 +12,7 @@ class WorkerSettings(StoreSettings):
     """Settings of one worker process. Times are in seconds."""
 
     work_dir: Path = Field(description="folder for the running attempts; plaintext lies here only while one runs")
-    signing_key_file: Path = Field(description="PEM private key (ECDSA P-256) that signs reports; made if absent")
+    signing_key_file: Path = Field(description="PEM private key (ECDSA P-256) that signs reports; `lethe up` makes it")
     lease_seconds: float = Field(30.0, ge=1, description="how long a job stays this worker's without a renewal")
     devices: list[str] = Field(
         default_factory=list,

@@ -18,7 +18,7 @@ from api.store.errors import InvalidSetting
 from api.store.session import open_database
 from api.store.vault import Vault
 from core.report.heads import sign_head
-from core.report.keys import load_or_create_key
+from core.report.keys import EvidenceError, load_key, load_or_create_key
 from worker.attempt import Bench, run_next
 from worker.engine import Spare
 from worker.folder import remove_abandoned
@@ -37,7 +37,7 @@ class Shift:
         self._ring = ring
         self._database = open_database(settings.database_url)
         self._blobs = Blobs(settings.artifacts_url)
-        self._key = load_or_create_key(settings.signing_key_file)
+        self._key = _signing_key(settings)
         self._vault = Vault(settings.master_key.encode())
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         if settings.devices and len(settings.devices) < slots:
@@ -149,3 +149,15 @@ class Shift:
             log.exception("attempt broke off")
         finally:
             self._free.put(spare)
+
+
+def _signing_key(settings: WorkerSettings) -> bytes:
+    """A worker does not make the key by itself: of several machines each would sign with another one."""
+    if settings.embedded:
+        return load_or_create_key(settings.signing_key_file)
+    try:
+        return load_key(settings.signing_key_file)
+    except EvidenceError as error:
+        how = f"openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {settings.signing_key_file}"
+        said = f"LETHE_SIGNING_KEY_FILE: {error.message} `{how}` makes one."
+        raise InvalidSetting(said, param="signing_key_file") from None

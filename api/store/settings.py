@@ -1,15 +1,34 @@
 """What the store must be told: where its database, its broker and its files are. Read from LETHE_* variables."""
 
 import sys
-from typing import NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from api.store.errors import InvalidSetting
 from core.errors import LetheError
 
 S = TypeVar("S", bound=BaseSettings)
+
+# What stands in examples and in files that were copied and not filled in.
+_PLACEHOLDERS = ("change", "default", "example", "password", "placeholder", "secret")
+_VARIETY = 10  # different characters that chance gives to any 32
+
+
+def _no_placeholder(value: str, info: ValidationInfo) -> str:
+    if info.data.get("embedded"):
+        return value
+    found = next((word for word in _PLACEHOLDERS if word in value.lower()), None)
+    if found is not None or len(set(value)) < _VARIETY:
+        why = f"it holds the word {found}" if found else f"it has fewer than {_VARIETY} different characters"
+        raise PydanticCustomError("placeholder", f"This is no secret: {why}. `openssl rand -hex 32` makes one")
+    return value
+
+
+# A text by which the deployment is kept apart from all others; it must have been made by chance.
+Secret = Annotated[str, AfterValidator(_no_placeholder)]
 
 
 class DatabaseSettings(BaseSettings):
@@ -22,6 +41,11 @@ class DatabaseSettings(BaseSettings):
         repr=False,
         description="sqlite:////absolute/path/lethe.db, or postgresql://user:password@host/name",
     )
+    embedded: bool = Field(
+        False,
+        description="set by `lethe up`, which makes the secrets itself; otherwise each must be given and be no "
+        "placeholder, the signing key too",
+    )
 
 
 class StoreSettings(DatabaseSettings):
@@ -31,7 +55,7 @@ class StoreSettings(DatabaseSettings):
         repr=False,
         description="where job ids are queued for workers: redis://host:6379/0, or redis+socket:///path/to/socket",
     )
-    master_key: str = Field(
+    master_key: Secret = Field(
         min_length=32,
         repr=False,
         description="secret under which the keys of data sets are wrapped, at least 32 characters, the same for API "

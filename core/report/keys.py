@@ -71,6 +71,16 @@ def public_path(path: Path) -> Path:
     return path.with_suffix(".pub.pem")
 
 
+def load_key(path: Path) -> bytes:
+    """The private key (PEM) at `path`. Raises EvidenceError where there is none that can be used."""
+    try:
+        private = path.read_bytes()
+    except OSError as error:
+        raise EvidenceError(f"The signing key {path} cannot be used: {error.strerror}.") from None
+    public_pem(private)
+    return private
+
+
 def load_or_create_key(path: Path) -> bytes:
     """The private key (PEM) at `path`, made there with mode 0600 if there is none; its public half is put beside it.
 

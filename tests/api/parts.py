@@ -18,7 +18,7 @@ from api.store.session import Database
 from tests.vault import MASTER
 
 ROOT = Path(__file__).parents[2]
-SECRET = "the deployment's secret of the tests"
+SECRET = "what keys are hashed under in the tests' own deployment"
 NOBODY = "redis://127.0.0.1:1/0"  # a broker that refuses connections at once
 JSONL = {"Content-Type": "application/jsonl"}
 

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.store import keys, migrate
 from api.store.session import Database
-from tests.api.parts import JSONL, ROOT, bearer, key_for, problem, settings_for
+from tests.api.parts import JSONL, MASTER, ROOT, SECRET, bearer, key_for, problem, settings_for
 
 JSON = {"Content-Type": "application/json"}
 CANARY = "Adelheid-Quintessenz"
@@ -190,8 +190,8 @@ def test_a_bad_setting_ends_the_process_with_its_name(
     named: str,
 ) -> None:
     environment = {
-        "LETHE_KEY_SECRET": "x" * 40,
-        "LETHE_MASTER_KEY": "x" * 40,
+        "LETHE_KEY_SECRET": SECRET,
+        "LETHE_MASTER_KEY": MASTER,
         "LETHE_DATABASE_URL": f"sqlite:///{tmp_path}/lethe.db",
         "LETHE_BROKER_URL": "redis://localhost",
         "LETHE_ARTIFACTS_URL": f"file://{tmp_path}",

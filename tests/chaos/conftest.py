@@ -21,6 +21,7 @@ from api.store.blobs import Blobs
 from api.store.session import Database, open_database
 from api.store.tables import Job
 from core.report.digest import file_digests, model_digest
+from core.report.keys import new_key
 from core.spec.job import parse
 from tests.servers import RedisServer
 from tests.vault import MASTER, VAULT
@@ -251,6 +252,7 @@ def cluster(database_url: str, tmp_path: Path, short_folder: Path, untrained: Pa
     redis.start()
     database = open_database(database_url)
     blobs = Blobs(f"file://{tmp_path / 'artifacts'}")
+    (tmp_path / "signing.pem").write_bytes(new_key())
     made = Cluster(tmp_path, database, database_url, redis, untrained, blobs)
     lines = (ROOT / "examples" / "people.jsonl").read_text(encoding="utf-8").splitlines()
     made.fill([json.loads(line) for line in lines])

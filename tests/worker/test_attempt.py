@@ -117,7 +117,9 @@ def test_the_report_says_who_asked_and_is_signed_as_it_is_handed_out(
     assert said.due_at == due.a_month_after(job.created_at).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert isinstance(said.audit_head, AuditHead)
     with database.reading() as session:
-        books = chain_check.verify(session, claims=[Claim(said.audit_head.position, said.audit_head.hash, "the report")])
+        books = chain_check.verify(
+            session, claims=[Claim(said.audit_head.position, said.audit_head.hash, "the report")]
+        )
         noted = [entry.action for entry in audit.about(session, job_id) if entry.position is not None]
     assert (books.ok, books.head) == (True, Head(**said.audit_head.model_dump()))
     assert noted == ["job.created", "job.running"], "the head covers all that was done until it was signed"

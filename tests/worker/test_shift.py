@@ -17,6 +17,7 @@ def test_a_look_at_a_database_that_fails_costs_no_slot(tmp_path: Path) -> None:
         artifacts_url=f"file://{tmp_path / 'artifacts'}",
         work_dir=tmp_path / "work",
         signing_key_file=tmp_path / "signing.pem",
+        embedded=True,
     )
     shift = Shift(settings, slots=2, ring=lambda _: None)
     for _ in range(3):
