@@ -51,7 +51,7 @@ class State:
     loss: float | None
     retain_dual: float | None
     curve: list[dict[str, float]]
-    before: dict[str, Any]
+    before: list[dict[str, Any]]
     seconds: float
     looks: list[dict[str, float]]
     best: int | None
@@ -70,10 +70,10 @@ def data_check(sets: Mapping[str, EncodedSet], commitments: Mapping[str, str]) -
     return code.hexdigest()
 
 
-def measurements(dumped: Mapping[str, Any]) -> dict[str, Measurement]:
-    """The scores kept in a state, as they were measured."""
-    read: TypeAdapter[dict[str, Measurement]] = TypeAdapter(dict[str, Measurement])
-    return read.validate_python(dict(dumped))
+def measurements(dumped: Sequence[Mapping[str, Any]]) -> list[dict[str, Measurement]]:
+    """The scores kept in a state, as they were measured of each request."""
+    read: TypeAdapter[list[dict[str, Measurement]]] = TypeAdapter(list[dict[str, Measurement]])
+    return read.validate_python(list(dumped))
 
 
 def write(target: Path, state: State, tensors: Mapping[str, Tensors], beside: Sequence[Path]) -> Path:

@@ -19,7 +19,7 @@ from core.data import Inputs
 from core.errors import EXIT_INTERNAL, EXIT_OK, LeaseLost, LetheError
 from core.events import Emit, StopFlag, json_lines
 from core.parallel.launch import carry_out
-from core.parallel.peers import Task, internal
+from core.parallel.peers import Member, Task, internal
 
 _LOOK_SECONDS = 0.2
 
@@ -70,18 +70,26 @@ def _carry_out(command: dict[str, Any], emit: Emit, stop: StopFlag) -> int:
             ),
             Path(command["out"]),
             resume=Path(command["resume"]) if command["resume"] else None,
-            commitments={name: value for name, value in command["commitments"].items() if value},
+            commitments=_held(command["commitments"]),
             model_digest=command.get("model_digest"),
             keep_checkpoints=None,
+            members=[
+                Member(m["job"], read_spec(Path(m["spec"])), _held(m["commitments"]))
+                for m in command.get("members", ())
+            ],
         )
         carry_out(task, emit, stop)
     except LetheError as error:
-        emit("error", **error.as_dict())
+        emit("error", **error.as_dict(), of=error.of)
         return error.exit_code
     except Exception as error:
         emit("error", **internal(error))
         return EXIT_INTERNAL
     return EXIT_OK
+
+
+def _held(commitments: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in commitments.items() if value}
 
 
 def _keep_lease(seconds: float) -> None:

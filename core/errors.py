@@ -33,6 +33,8 @@ class LetheError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+        # Where several requests share a run: the job at whose own data the fault lies.
+        self.of: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The error as a job carries it: `{code, message, param, retryable}`."""

@@ -90,7 +90,7 @@ def _trained(
 
     emit("phase", phase="train")
     earlier = state.seconds if state else 0.0
-    saves = Saver(out / "checkpoints", trainer, loaded.digest, check, {}, emit, 2, earlier)
+    saves = Saver(out / "checkpoints", trainer, loaded.digest, check, [], emit, 2, earlier)
     trainer.run(emit, stop, saves, lambda: False)
     result = {
         "spec_digest": spec.digest(),

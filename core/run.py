@@ -11,7 +11,7 @@ if __name__ == "__main__":
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ import torch
 from core import checkpoint, tuning
 from core.data import Inputs
 from core.data.encode import encode
-from core.data.sets import read_sets
 from core.data.trained_on import trained_on
 from core.edits import EDITS, Context, Edit
 from core.environment import available_threads, describe, prepare
@@ -30,11 +29,13 @@ from core.errors import Stopped
 from core.evaluation.scorer import Scorer
 from core.events import Emit, StopFlag
 from core.loading import load
+from core.members import Members
+from core.parallel.peers import Member
 from core.parallel.processes import ALONE, Processes
 from core.plots.of_run import drawn
 from core.precision import autocast
 from core.reference import Reference, observe
-from core.report.build import build, left_in, now
+from core.report.build import build, now
 from core.report.digest import file_digests
 from core.report.schema import Absent, Report, TrainingDone
 from core.saver import Saver
@@ -46,7 +47,7 @@ from core.watching import BEST, Watcher
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a finished run left its report and the model."""
+    """Where a finished run left its report and the model; of several requests the report of the first."""
 
     report: Report
     report_file: Path
@@ -65,8 +66,10 @@ def run(
     model_digest: str | None = None,
     keep_checkpoints: int | None = 2,
     processes: Processes = ALONE,
+    members: Sequence[Member] = (),
 ) -> Outcome:
-    """Carry out a spec, leaving `out/model`, `out/report.json` and `out/checkpoints`.
+    """Carry out a spec, leaving `out/model`, `out/report.json` and `out/checkpoints`; for `members`, several requests
+    that share the run, a report each in `out/members/JOB`.
 
     `resume` is a checkpoint folder to go on from; `commitments` the keyed commitments of the sets, where the caller
     holds their keys; `model_digest` what the input model must be; `keep_checkpoints` None keeps them all. Raises the
@@ -75,16 +78,19 @@ def run(
     began, started_at = time.monotonic(), now()
     state = checkpoint.read_state(resume) if resume else None
     device = prepare(_threads(spec, state, processes), processes.device)
-    emit("accepted", spec_digest=spec.digest(), resumed_from=state.step if state else None)
+    requests = Members(spec, members, commitments or {})
+    spec = requests.spec
+    requests.tell(emit, "accepted", resumed_from=state.step if state else None)
 
     emit("phase", phase="load")
     # A model to be cut up may fit no device whole; its parts go there when it is.
     place = torch.device("cpu") if processes.sharded else device
-    loaded = load(spec, inputs, read_sets(spec.data, inputs), place, model_digest)
+    loaded = load(spec, inputs, requests.read(inputs), place, model_digest)
+    requests.check(loaded.sets)
     if processes.sharded:
         # Shards stay in the format in which they are cut up, which is ahead of the scores before.
         tuning.hold(loaded.model, spec, loaded.start)
-    check = checkpoint.data_check(loaded.sets, commitments or {})
+    check = checkpoint.data_check(loaded.sets, requests.commitments())
     if state:
         checkpoint.check_same_run(state, spec_digest=spec.digest(), input_model=loaded.digest, data_check=check)
     examples = trained_on(spec, loaded.sets, loaded.encoder)
@@ -97,7 +103,7 @@ def run(
         watcher.looks, watcher.best = list(state.looks), state.best
         processes.from_first(lambda: _put_back(resume, out))
     else:
-        before = within(lambda: scorer.measure("before", 0))
+        before = within(lambda: requests.measured(scorer, "before", 0))
 
     edit = EDITS.get(spec.method.name, Edit())
     context = Context(spec, loaded.model, inputs.model(spec), inputs, loaded.sets, emit, stop)
@@ -147,8 +153,8 @@ def run(
         trained = _trained(trainer, watcher, chosen, state, saves.seconds, heard.seconds)
         tuning.settle(loaded.model, spec, loaded.start, sharded=processes.sharded)
         scorer = _guarded(scorer)
-        after = within(lambda: scorer.measure("after", chosen))
-        after |= within(scorer.attack)
+        after = within(lambda: requests.measured(scorer, "after", chosen))
+        under_attack = within(lambda: requests.attacked(scorer))
     except Stopped:
         if trainer.steps and not changed:
             saves()
@@ -157,39 +163,42 @@ def run(
     emit("phase", phase="report")
     processes.put_together(loaded.model)
 
-    def finish() -> Report:
+    def finish() -> list[Report]:
         tuning.deliver(loaded.model, loaded.encoder.tokenizer, out / "model", spec, loaded.start)
         if scorer.encoder.system is not None:
             (out / "model" / "system_prompt.txt").write_text(scorer.encoder.system, "utf-8")
-        report = build(
-            spec,
-            started_at=started_at,
-            finished_at=now(),
-            input_model=loaded.digest,
-            output_files=file_digests(out / "model"),
-            sets={name: (len(s.examples), s.answer_tokens, list(s.too_long)) for name, s in loaded.sets.items()},
-            commitments=commitments or {},
-            before=before,
-            after=after,
-            training=trained,
-            environment=describe(device, processes.size),
-        )
-        if spec.evaluation.plots:
-            drawn(out / "plots", report, scorer)
+        output_files = file_digests(out / "model")
+        requests.divide(out / "rows", scorer.sets["forget"])
+        reports = []
+        for i, (member, sets, own) in enumerate(
+            zip(requests.all, requests.parts(loaded.sets), requests.scorers(scorer), strict=True)
+        ):
+            folder = requests.folder(out, member)
+            report = build(
+                member.spec,
+                started_at=started_at,
+                finished_at=now(),
+                input_model=loaded.digest,
+                output_files=output_files,
+                sets={name: (len(s.examples), s.answer_tokens, list(s.too_long)) for name, s in sets.items()},
+                commitments=member.commitments,
+                before=before[i],
+                after=after[i] | under_attack[i],
+                training=requests.training(trained, loaded.sets, sets),
+                environment=describe(device, processes.size),
+            )
+            if spec.evaluation.plots:
+                drawn(folder / "plots", report, own)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "report.json").write_text(report.model_dump_json(indent=2))
+            reports.append(report)
         shutil.rmtree(out / "best", ignore_errors=True)
-        (out / "report.json").write_text(report.model_dump_json(indent=2))
-        return report
+        return reports
 
-    outcome = Outcome(processes.from_first(finish), out / "report.json", out / "model")
-    emit(
-        "done",
-        verdict=outcome.report.verdict.verdict,
-        report=str(outcome.report_file),
-        model=str(outcome.model),
-        seconds_to_first_step=heard.seconds,
-        **left_in(out),
-    )
-    return outcome
+    reports = processes.from_first(finish)
+    told = requests.told(out, reports)
+    emit("done", model=str(out / "model"), seconds_to_first_step=heard.seconds, **told)
+    return Outcome(reports[0], requests.folder(out, requests.all[0]) / "report.json", out / "model")
 
 
 def _put_back(checkpointed: Path, out: Path) -> None:

@@ -1,7 +1,7 @@
 """When a run leaves a checkpoint, and what of its training goes into one."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Saver:
     trainer: Trainer
     input_model: str
     check: str
-    before: Mapping[str, Measurement]
+    before: Sequence[Mapping[str, Measurement]]  # of each request of the run
     emit: Emit
     keep: int | None
     seconds_before: float
@@ -68,7 +68,7 @@ class Saver:
             loss=trainer.loss,
             retain_dual=trainer.retain_weight.dual,
             curve=trainer.curve,
-            before={name: m.model_dump() for name, m in self.before.items()},
+            before=[{name: m.model_dump() for name, m in scores.items()} for scores in self.before],
             seconds=self.seconds,
             looks=looks,
             best=best,

@@ -4,6 +4,7 @@ Text longer than a sequence is divided. Token ids are made once and kept with th
 """
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -21,17 +22,30 @@ class EncodedSet:
     """Examples in the order of their records. `too_long` are the positions of records whose answer cannot fit.
 
     `records` and `examples` go together one to one: of a text that was divided each piece is a record of its own.
+    `origins` say of each the position of the record that it came from; a set put together of others has none.
     """
 
     records: tuple[Record, ...]
     examples: tuple[Example, ...]
     too_long: tuple[int, ...]
+    origins: tuple[int, ...] = ()
     _variants: dict[int, tuple[Variant, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def answer_tokens(self) -> int:
         """Answer tokens of the whole set."""
         return sum(e.answer_tokens for e in self.examples)
+
+    def rows_of(self, records: range) -> slice:
+        """Where the examples lie that came from these records."""
+        return slice(bisect_left(self.origins, records.start), bisect_left(self.origins, records.stop))
+
+    def part(self, records: range) -> "EncodedSet":
+        """What came from these records, as if the set had held no others."""
+        rows, begin = self.rows_of(records), records.start
+        too_long = tuple(i - begin for i in self.too_long if i in records)
+        origins = tuple(i - begin for i in self.origins[rows])
+        return EncodedSet(self.records[rows], self.examples[rows], too_long, origins)
 
     def variants(self, row: int, encoder: Encoder) -> tuple[Variant, ...]:
         """The row's paraphrased and perturbed answers; encoded at the first call, with the encoder of the set."""
@@ -46,6 +60,7 @@ def encode(records: Sequence[Record], encoder: Encoder, name: str) -> EncodedSet
     """Encode a set; a record that cannot fit is left out and counted. Raises DataError where none fits."""
     kept: list[tuple[Record, Example]] = []
     too_long: list[int] = []
+    origins: list[int] = []
     known: dict[Record, list[tuple[Record, Example]]] = {}
     whole = Encoder(encoder.tokenizer, encoder.format, _NO_LIMIT)
     for i, record in enumerate(records):
@@ -54,10 +69,11 @@ def encode(records: Sequence[Record], encoder: Encoder, name: str) -> EncodedSet
         if not known[record]:
             too_long.append(i)
         kept += known[record]
+        origins += [i] * len(known[record])
     if not kept:
         message = f"no record of the {name} set fits into data.max_length = {encoder.max_length} tokens"
         raise DataError(message, param="data.max_length")
-    return EncodedSet(tuple(r for r, _ in kept), tuple(e for _, e in kept), tuple(too_long))
+    return EncodedSet(tuple(r for r, _ in kept), tuple(e for _, e in kept), tuple(too_long), tuple(origins))
 
 
 def _prompted(record: Record, encoder: Encoder) -> Iterator[tuple[Record, Example]]:

@@ -13,22 +13,33 @@ from core.spec.sources import Data, Source
 
 def read_sets(data: Data, inputs: Inputs) -> dict[str, list[Record]]:
     """`forget`, and every other set that is given. Raises DataError whose `param` is the field at fault."""
+    forget, rest = read_forget(data, inputs)
+    return with_others(data, inputs, {"forget": forget} | ({"retain": rest} if data.self_retain else {}))
+
+
+def read_forget(data: Data, inputs: Inputs) -> tuple[list[Record], list[Record]]:
+    """What is to be forgotten, and what the draw left of its source, which is something where it shall be retained.
+
+    Raises DataError.
+    """
     everything = read_set("forget", data.forget, inputs)
     forget, rest = divided(everything, data.forget_ratio, data.seed)
-    sets = {"forget": forget}
-    if data.self_retain:
-        if not rest:
-            raise DataError(
-                f"data.self_retain: of {len(everything)} records with forget_ratio = {data.forget_ratio} "
-                "none is left to retain",
-                param="data.self_retain",
-            )
-        sets["retain"] = rest
+    if data.self_retain and not rest:
+        raise DataError(
+            f"data.self_retain: of {len(everything)} records with forget_ratio = {data.forget_ratio} "
+            "none is left to retain",
+            param="data.self_retain",
+        )
+    return forget, rest
+
+
+def with_others(data: Data, inputs: Inputs, sets: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+    """These sets and every other one that is given. Raises DataError."""
     others = {name: source for name, source in data.sources().items() if name != "forget"}
-    sets |= {name: read_set(name, source, inputs) for name, source in others.items()}
-    if "holdout" in sets:
-        sets["holdout"] = _never_seen(sets)
-    return sets
+    found = {**sets, **{name: read_set(name, source, inputs) for name, source in others.items()}}
+    if "holdout" in found:
+        found["holdout"] = _never_seen(found)
+    return found
 
 
 def _never_seen(sets: Mapping[str, Sequence[Record]]) -> list[Record]:

@@ -60,32 +60,44 @@ class Scorer:
 
     def measure(self, when: str, step: int) -> dict[str, Measurement]:
         """Every metric of every set. Raises Diverged naming the step, or ModelError where that is 0."""
-        evaluation = self.spec.evaluation
-        evidence = self._evidence(when, step)
-        metrics = measured(evidence, evaluation.bootstrap)
-        if evaluation.lm_eval is not None:
-            from core.evaluation import harness
+        rows, missing = self.scored(when, step)
+        return self.judged(when, rows, missing, self.benchmarks(when))
 
-            self.emit("phase", phase=f"lm_eval_{when}")
-            asked = evaluation.lm_eval
-
-            def benchmarks(stop: StopFlag) -> dict[str, Measurement]:
-                return harness.run(
-                    self.model,
-                    self.encoder.tokenizer,
-                    asked,
-                    batch_tokens=evaluation.batch_tokens,
-                    max_length=self.encoder.max_length,
-                    resamples=evaluation.bootstrap,
-                    seed=self.spec.seed,
-                    stop=stop,
-                    progress=lambda done, of: self.emit("progress", phase=f"lm_eval_{when}", done=done, total=of),
-                )
-
-            metrics |= self.world.apart(benchmarks, self.stop)
+    def judged(
+        self, when: str, rows: Rows, missing: Mapping[str, str], benchmarks: Mapping[str, Measurement]
+    ) -> dict[str, Measurement]:
+        """Every metric of what was scored, beside the benchmarks; told as scores."""
+        self._once["rows", when] = rows
+        metrics = measured(Evidence(rows, self._retrained(), missing), self.spec.evaluation.bootstrap)
+        metrics |= benchmarks
         metrics |= self._gated_without(metrics)
         self.emit("scores", when=when, metrics={name: m.model_dump() for name, m in metrics.items()})
         return metrics
+
+    def benchmarks(self, when: str) -> dict[str, Measurement]:
+        """What lm-eval measures, where it was asked for."""
+        evaluation = self.spec.evaluation
+        if evaluation.lm_eval is None:
+            return {}
+        from core.evaluation import harness
+
+        self.emit("phase", phase=f"lm_eval_{when}")
+        asked = evaluation.lm_eval
+
+        def run(stop: StopFlag) -> dict[str, Measurement]:
+            return harness.run(
+                self.model,
+                self.encoder.tokenizer,
+                asked,
+                batch_tokens=evaluation.batch_tokens,
+                max_length=self.encoder.max_length,
+                resamples=evaluation.bootstrap,
+                seed=self.spec.seed,
+                stop=stop,
+                progress=lambda done, of: self.emit("progress", phase=f"lm_eval_{when}", done=done, total=of),
+            )
+
+        return self.world.apart(run, self.stop)
 
     def attack(self) -> dict[str, Measurement]:
         """What is measured under each attack, by its label; the model is afterwards as it was. Raises Stopped."""
@@ -134,7 +146,8 @@ class Scorer:
         made = score(self.model, self.encoder, self.sets[name], how, stop=self.stop, rows=rows, world=self.world)
         return self._checked(made, step)
 
-    def _evidence(self, when: str, step: int) -> Evidence:
+    def scored(self, when: str, step: int) -> tuple[dict[str, list[RowScore]], dict[str, str]]:
+        """The rows of every set, and why something is not in them, by the field that asks for it. Raises Diverged."""
         phase = f"score_{when}"
         self.emit("phase", phase=phase)
         rows: dict[str, list[RowScore]] = {}
@@ -153,7 +166,7 @@ class Scorer:
                 about = {"set": name, "when": when, "step": step, "spec_digest": self.spec.digest(), **self.about}
                 write_rows(self.folder / f"{when}-{name}.parquet", own, about)
         self._once["rows", when] = rows
-        return Evidence(rows, self._retrained(), missing)
+        return rows, missing
 
     def rows(self, when: str) -> Rows | None:
         """The rows that were scored then, in this process."""

@@ -39,6 +39,7 @@ def carry_out(task: Task, emit: Emit, stop: StopFlag, place: Place | None = None
             commitments=task.commitments,
             model_digest=task.model_digest,
             keep_checkpoints=task.keep_checkpoints,
+            members=task.members,
             processes=world,
         )
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,15 @@ _END_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
+class Member:
+    """One of several requests that share a run, and the keyed commitments of its sets."""
+
+    job: str
+    spec: JobSpec
+    commitments: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Task:
     """What a run is told by whoever starts it; see core.run.run."""
 
@@ -38,6 +47,7 @@ class Task:
     commitments: Mapping[str, str] = field(default_factory=dict)
     model_digest: str | None = None
     keep_checkpoints: int | None = 2
+    members: Sequence[Member] = ()
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,10 @@ def _written(task: Task, place: Place) -> dict[str, Any]:
         "resume": str(task.resume) if task.resume else None,
         "commitments": dict(task.commitments),
         "model_digest": task.model_digest,
+        "members": [
+            {"job": m.job, "spec": m.spec.model_dump(mode="json"), "commitments": dict(m.commitments)}
+            for m in task.members
+        ],
     }
 
 
@@ -164,6 +178,7 @@ def _read(written: Mapping[str, Any]) -> tuple[Task, Place]:
         resume=Path(written["resume"]) if written["resume"] else None,
         commitments=written["commitments"],
         model_digest=written["model_digest"],
+        members=[Member(m["job"], parse(m["spec"]), m["commitments"]) for m in written["members"]],
     )
     return task, Place(**written["place"])
 

@@ -18,6 +18,10 @@ _NO_ATTACK = "No attack that tries to bring the knowledge back was run."
 _SOME_ATTACKS = "Attacks were tried as the spec says, and no others; a stronger one may bring more back."
 _NO_HOLDOUT = "Without a holdout set nothing says whether the forget set is told from text never seen."
 _UNCHANGED = "The weights were not changed: whoever holds them holds what they know."
+_SHARED = (
+    "Training was shared: it forgot {0.shared_rows} rows of other requests ({0.shared_with}) too. Steps, losses and looks "
+    "are of all together, every metric and the verdict of this request alone."
+)
 _UNCHANGING = frozenset({"guard", "origin"})
 NO_KEY = Absent(absent="run without the service: the set has no key of its own")
 
@@ -58,7 +62,11 @@ def build(
         training=training,
         verdict=judge(spec.gates, before, after, unseen(used["forget"])),
         environment=environment,
-        limitations=[*limitations(spec), *([_UNCHANGED] if spec.method.name in _UNCHANGING else [])],
+        limitations=[
+            *limitations(spec),
+            *([_UNCHANGED] if spec.method.name in _UNCHANGING else []),
+            *([_SHARED.format(training)] if training.shared_with else []),
+        ],
     )
 
 

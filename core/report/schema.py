@@ -64,7 +64,11 @@ class DataUsed(Part):
 
 class TrainingDone(Part):
     """What training did. `seconds` adds up over all attempts that this one goes on from; a resumed run says from which
-    step. `delivered_step` is the step whose weights are delivered, `looks` what was seen along the way."""
+    step. `delivered_step` is the step whose weights are delivered, `looks` what was seen along the way.
+
+    `shared_with` other requests took part in the same training, which forgot `shared_rows` rows of theirs too: then
+    steps, losses and looks are those of all together. Everything else in a report is of its own request alone.
+    """
 
     steps: int
     planned_steps: int
@@ -77,6 +81,8 @@ class TrainingDone(Part):
     clip_fraction: float | Absent
     curve: list[dict[str, float]]
     looks: list[dict[str, float]]
+    shared_with: int = 0
+    shared_rows: int = 0
 
 
 class Environment(Part):

@@ -96,6 +96,18 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _nothing_of_its_own_to_share(self) -> "JobSpec":
+        """Of a shared run all sets but the forget set are the same for all."""
+        retrained = self.evaluation.retrained
+        if self.batch and self.data.self_retain:
+            said = "cannot be used with batch true: what one request retains would be its own. Allowed: false."
+            raise conflict("data.self_retain", True, f"data.self_retain {said}")
+        if self.batch and retrained is not None and retrained.rows is not None:
+            said = "cannot be used with batch true: rows are of one forget set. Allowed: evaluation.retrained.model."
+            raise conflict("evaluation.retrained.rows", retrained.rows, f"evaluation.retrained.rows {said}")
+        return self
+
+    @model_validator(mode="after")
     def _something_to_tune(self) -> "JobSpec":
         training, method = self.training, self.method.name
         for field in ("adapter", "layers"):
