@@ -19,8 +19,8 @@ _SOME_ATTACKS = "Attacks were tried as the spec says, and no others; a stronger 
 _NO_HOLDOUT = "Without a holdout set nothing says whether the forget set is told from text never seen."
 _UNCHANGED = "The weights were not changed: whoever holds them holds what they know."
 _SHARED = (
-    "Training was shared: it forgot {0.shared_rows} rows of other requests ({0.shared_with}) too. Steps, losses and looks "
-    "are of all together, every metric and the verdict of this request alone."
+    "Training was shared: it forgot {0.shared_rows} rows of other requests ({0.shared_with}) too. Steps, losses and "
+    "looks are of all together, every metric and the verdict of this request alone."
 )
 _UNCHANGING = frozenset({"guard", "origin"})
 NO_KEY = Absent(absent="run without the service: the set has no key of its own")
