@@ -133,6 +133,7 @@ _STATUS: dict[type[LetheError], int] = {
     ModelError: 422,
     store.NotFound: 404,
     store.Conflict: 409,
+    store.NotPassed: 409,
     store.IdempotencyMismatch: 422,
     store.BlobMissing: 500,
     store.BlobDamaged: 500,

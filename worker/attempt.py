@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +53,7 @@ def run_next(bench: Bench) -> bool:
         claim = attempts.claim_next(session, worker=bench.name, lease=bench.settings.lease_seconds, vault=bench.vault)
     if claim is None:
         return False
+    bench.blobs.delete(claim.unused)
     told = log.bind(job=claim.job_id, attempt=claim.attempt)
     told.info("claimed", resumes_from=claim.checkpoint.step if claim.checkpoint else None)
     try:
@@ -129,6 +130,7 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None
         }
 
     def signed(session: Session, job: Job) -> dict[ArtifactKind, StoredFile]:
+        _still_there(bench.blobs, stored["model"])
         evidence.write(session, job, report, bench.signing_key, out)
         return {
             "report": _put(bench.blobs, out / evidence.PLAIN, evidence.PLAIN),
@@ -138,7 +140,14 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None
     stored = relay.meanwhile(store)
     unused = _settle(
         bench,
-        lambda session: attempts.finish(session, claim, verdict=report.verdict.verdict, files=stored, sign=signed),
+        lambda session: attempts.finish(
+            session,
+            claim,
+            verdict=report.verdict.verdict,
+            files=stored,
+            sign=signed,
+            model_digest=report.output_model,
+        ),
     )
     loose.clear()
     bench.blobs.delete(unused)
@@ -147,6 +156,12 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None
 def _put(blobs: Blobs, path: Path, name: str) -> StoredFile:
     blob = blobs.put(path, move=True)
     return StoredFile(name, blob.digest, blob.size)
+
+
+def _still_there(blobs: Blobs, files: Iterable[StoredFile]) -> None:
+    """Raises BlobMissing for a file that was in the store already, as one of a model that has just been deleted."""
+    if gone := [file.digest for file in files if not blobs.holds(file.digest)]:
+        raise BlobMissing(f"Artifact {gone[0]} is not in the artifact store any more.")
 
 
 def _end(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from api.store import references
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
+from api.store.tables import Model
 from core.errors import Problem, SpecError
 from core.spec.job import parse
 
@@ -64,8 +65,8 @@ def _remove(folder: Path) -> None:
 def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, Any]:
     """Write what the engine needs and return its command. A checkpoint is put there by `restore_checkpoint`.
 
-    Raises BlobMissing and BlobDamaged for the data sets, and SpecError for a spec that this version cannot read or that
-    names what is not there any more.
+    Raises BlobMissing and BlobDamaged for data sets and for models that jobs have left, and SpecError for a spec that
+    this version cannot read or that names what is not there any more.
     """
     spec = parse(claim.spec)
     if gone := list(_gone(claim)):
@@ -76,7 +77,9 @@ def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, An
     for dataset in claim.datasets.values():
         paths[dataset.id] = data / f"{dataset.id}.jsonl"
         blobs.get(dataset.blob, paths[dataset.id], claim.keys[dataset.id])
-    models = {model.id: model.path for model in claim.models.values()}
+    models = {model.id: _model(model, folder, blobs) for model in claim.models.values()}
+    if claim.model and "alias" in claim.spec["model"]:
+        models[claim.spec["model"]["alias"]] = models[claim.model.id]
     (folder / "spec.json").write_text(spec.model_dump_json())
     inputs = {"models": models, "datasets": {name: str(path) for name, path in paths.items()}}
     (folder / "inputs.json").write_text(json.dumps(inputs))
@@ -97,10 +100,23 @@ def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, An
     }
 
 
+def _model(model: Model, folder: Path, blobs: Blobs) -> str:
+    """Where the model's files are: the folder that was registered, or one made of what a job has left."""
+    if model.job_id is None:
+        return model.path
+    target = folder / "models" / model.id
+    for name, facts in model.files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        blobs.link(facts["sha256"], target / name)
+    return str(target)
+
+
 def _gone(claim: Claim) -> Iterator[Problem]:
     for field, model in references.models(claim.spec).items():
         if "id" in model and model["id"] not in claim.models:
             yield Problem(f"{field}.id", model["id"], f"The model '{model['id']}' is not registered any more.")
+        elif "id" in model and claim.models[model["id"]].deleted_at is not None:
+            yield Problem(f"{field}.id", model["id"], f"The model '{model['id']}' is deleted.")
     for name, upload in references.uploads(claim.spec).items():
         if upload not in claim.datasets:
             yield Problem(f"data.{name}.dataset", upload, f"The data set '{upload}' is not there any more.")

@@ -72,14 +72,16 @@ class Shift:
         self._database.close()
 
     def turn(self) -> None:
-        """Carry out the next job when a slot is free; a worker that leaves takes none."""
+        """Carry out the next job when a slot is free, and then what waits still, since no message may come for a job
+        that waited for that one; a worker that leaves takes none."""
         while not self.leaving.is_set():
             try:
                 spare = self._free.get(timeout=0.2)
             except queue.Empty:
                 continue
             try:
-                run_next(self._bench(spare))
+                while run_next(self._bench(spare)) and not self.leaving.is_set():
+                    pass
             finally:
                 self._free.put(spare)
             return

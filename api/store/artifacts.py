@@ -3,13 +3,17 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from api.store.blobs import Blobs
 from api.store.errors import NotFound
 from api.store.records import Artifact, ArtifactKind
 from api.store.session import now
 from api.store.tables import Dataset, Job
+
+# The lock on the blobs that are addressed by their plain content, where two rows may mean one blob.
+_PLAIN = 0x4C65746865
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,17 @@ def unreferenced(session: Session, digests: Iterable[str]) -> list[str]:
     for column in (Dataset.blob, Dataset.leaves):
         used |= set(session.scalars(select(column).where(column.in_(wanted))))
     return sorted(wanted - used)
+
+
+def keep_plain(session: Session) -> None:
+    """Until this transaction ends no blob of plain content is deleted, so that one seen here can be referred to."""
+    if session.get_bind().dialect.name == "postgresql":  # On SQLite whoever writes is alone.
+        session.execute(select(func.pg_advisory_xact_lock_shared(_PLAIN)))
+
+
+def delete_plain(session: Session, blobs: Blobs, digests: Iterable[str]) -> None:
+    """Delete those blobs of plain content that nothing refers to. To be called after the commit that let them go, in a
+    transaction of its own: somebody may have stored the same content since."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(_PLAIN)))
+    blobs.delete(unreferenced(session, digests))

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from api.store import artifacts, checkpoints, events, metrics, references, sealed, turn
+from api.store import aliases, artifacts, checkpoints, events, metrics, models, references, sealed, turn
 from api.store.artifacts import StoredFile
 from api.store.checkpoints import Checkpoint
 from api.store.errors import Conflict, NotFound
@@ -41,6 +41,7 @@ class Claim:
     keys: Mapping[str, bytes] = field(repr=False)  # what opens each of them, unwrapped
     key: bytes = field(repr=False)  # seals whatever is derived from the forget set, checkpoints included
     checkpoint: Checkpoint | None  # to go on from
+    unused: Sequence[str] = ()  # blobs of checkpoints of another model: delete them after commit
 
     @property
     def actor(self) -> str:
@@ -61,8 +62,13 @@ def claim_next(session: Session, *, worker: str, lease: float, vault: Vault) -> 
 
     Workers that ask at once get different jobs, and do not wait for each other.
     """
-    job = turn.first(session, lock=True)
-    return None if job is None else _begin(session, job, worker, lease, vault)
+    begun: list[str] = []  # aliases on which others have just begun
+    while job := turn.first(session, or_(Job.alias.is_(None), Job.alias.not_in(begun)), lock=True):
+        if claimed := _begin(session, job, worker, lease, vault):
+            return claimed
+        assert job.alias is not None
+        begun.append(job.alias)
+    return None
 
 
 def claim(session: Session, job_id: str, *, worker: str, lease: float, vault: Vault) -> Claim | None:
@@ -74,7 +80,18 @@ def claim(session: Session, job_id: str, *, worker: str, lease: float, vault: Va
         return None
 
 
-def _begin(session: Session, job: Job, worker: str, lease: float, vault: Vault) -> Claim:
+def _begin(session: Session, job: Job, worker: str, lease: float, vault: Vault) -> Claim | None:
+    """The claim, or None where another job on the same alias was faster."""
+    model_id, unused = job.model_id, []
+    if job.alias is not None:
+        # With its row held, no other job on it begins or ends.
+        model_id = aliases.get(session, job.alias, lock=True).model_id
+        if turn.waits_for(session, job):
+            return None
+        if model_id != job.model_id:
+            # The alias has moved on since: what was trained on another model is of no use.
+            stale = {checkpoint.step for checkpoint in checkpoints.of(session, job.id)}
+            unused = artifacts.unreferenced(session, checkpoints.remove(session, job.id, stale))
     newest = next(iter(checkpoints.of(session, job.id)), None)
     until = now(session) + timedelta(seconds=lease)
     job = transition(
@@ -82,8 +99,12 @@ def _begin(session: Session, job: Job, worker: str, lease: float, vault: Vault) 
         job,
         "running",
         actor=f"worker:{worker}",
-        changes={"attempt": Job.attempt + 1, "leased_by": worker, "lease_until": until},
-        facts={"worker": worker, "resumes_from": newest.step if newest else None},
+        changes={"attempt": Job.attempt + 1, "leased_by": worker, "lease_until": until, "model_id": model_id},
+        facts={
+            "worker": worker,
+            "resumes_from": newest.step if newest else None,
+            **({"model": model_id} if job.alias else {}),
+        },
     )
     session.add(
         Attempt(
@@ -94,8 +115,9 @@ def _begin(session: Session, job: Job, worker: str, lease: float, vault: Vault) 
             started_at=now(session),
         )
     )
-    registered = [model["id"] for model in references.models(job.spec).values() if "id" in model]
-    models = {m.id: m for m in session.scalars(select(Model).where(Model.id.in_(registered)))}
+    registered = {model["id"] for model in references.models(job.spec).values() if "id" in model}
+    registered |= {job.model_id} if job.model_id else set()
+    named = {m.id: m for m in session.scalars(select(Model).where(Model.id.in_(registered)))}
     uploads = references.uploads(job.spec).values()
     datasets = {d.id: d for d in session.scalars(select(Dataset).where(Dataset.id.in_(uploads)))}
     opened = {d.id: vault.unwrap(d.key, d.id) for d in datasets.values()}
@@ -105,12 +127,13 @@ def _begin(session: Session, job: Job, worker: str, lease: float, vault: Vault) 
         worker=worker,
         spec=job.spec,
         spec_digest=job.spec_digest,
-        model=models[job.model_id] if job.model_id else None,
-        models=models,
+        model=named[job.model_id] if job.model_id else None,
+        models=named,
         datasets=datasets,
         keys=opened,
         key=opened[job.forget_id] if job.forget_id else _own_key(job, vault),
         checkpoint=newest,
+        unused=unused,
     )
 
 
@@ -199,8 +222,12 @@ def finish(
     verdict: Verdict,
     files: Mapping[ArtifactKind, Sequence[StoredFile]],
     sign: Callable[[Session, Job], Mapping[ArtifactKind, StoredFile]],
+    model_digest: str | None = None,
 ) -> list[str]:
     """The job has succeeded. `files` are already stored; `sign` makes and stores the report and its signed envelope.
+
+    The files of kind `model`, whose digest is `model_digest`, become a model that jobs may start from, and a job on an
+    alias that has passed lets the alias stand for it.
 
     `sign` is called only once the fence has held, so an attempt that lost its lease never signs. The checkpoints go:
     they know the forget set, and nothing resumes a job that has succeeded. Returns the digests of blobs that nothing
@@ -208,11 +235,15 @@ def finish(
     """
     job = _held(session, claim)
     removed = checkpoints.remove(session, job.id, {checkpoint.step for checkpoint in checkpoints.of(session, job.id)})
+    artifacts.keep_plain(session)
     for kind, stored in files.items():
         artifacts.add(session, job, kind, stored)
     signed = sign(session, job)
     for kind, file in signed.items():
         artifacts.add(session, job, kind, [file])
+    made = models.made_by(session, job, model_digest, files.get("model", ())) if model_digest else None
+    if made and job.alias and verdict == "passed":
+        aliases.move_on(session, job, made, actor=claim.actor)
     facts = {"verdict": verdict, "envelope": signed["envelope"].digest}
     transition(session, job, "succeeded", actor=claim.actor, changes={"verdict": verdict}, facts=facts)
     return artifacts.unreferenced(session, removed)

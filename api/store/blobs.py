@@ -82,10 +82,30 @@ class Blobs:
                 for piece in pieces:
                     file.write(piece)
             if hashed.digest() != digest:
-                raise BlobDamaged(f"Artifact {digest} is damaged: its content has the digest {hashed.digest()}.")
+                raise _damaged(digest, hashed.digest())
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
+
+    def link(self, digest: str, target: Path) -> None:
+        """As `get` of what is not sealed; in a folder of the same file system without a copy, so `target` is for
+        reading only."""
+        try:
+            if not self._local:
+                raise OSError(errno.EXDEV, "an object store has no links")
+            os.link(self._address(digest), target)
+        except OSError:
+            self.get(digest, target)
+            return
+        with target.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != digest:
+            target.unlink()
+            raise _damaged(digest, found)
+
+    def holds(self, digest: str) -> bool:
+        """Whether the blob is there."""
+        return bool(self._fs.exists(self._address(digest)))
 
     def open(self, digest: str) -> BinaryIO:
         """A blob's bytes as stored, unchecked, as a stream to be closed. Raises BlobMissing."""
@@ -195,6 +215,10 @@ class Blobs:
             descriptor = os.open(folder, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
+
+
+def _damaged(digest: str, found: str) -> BlobDamaged:
+    return BlobDamaged(f"Artifact {digest} is damaged: its content has the digest {found}.")
 
 
 def _fault(url: str, remote: Collection[str]) -> str | None:

@@ -3,6 +3,7 @@
 LetheError
 ├── NotFound               no such job, data set, model or key
 ├── Conflict               the job's status does not allow this
+│   └── NotPassed          the model's own job has not shown that it forgot
 ├── IdempotencyMismatch    the Idempotency-Key was used before, with another body
 ├── AttemptsExhausted      the job's attempts died until the cap was reached
 ├── BlobMissing            the artifact store lacks a file that a row refers to
@@ -23,6 +24,12 @@ class Conflict(LetheError):
     """The job's status does not allow what was asked, or somebody else changed it first."""
 
     code = "conflict"
+
+
+class NotPassed(Conflict):
+    """A model is to be put to use whose job has not passed its gates."""
+
+    code = "not_passed"
 
 
 class IdempotencyMismatch(LetheError):

@@ -7,12 +7,12 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from api.store import audit, due, events, references
+from api.store import aliases, audit, due, events, models, references
 from api.store.errors import IdempotencyMismatch
 from api.store.ids import plausible
 from api.store.lookup import absent, by_id, newest, storable
 from api.store.session import now
-from api.store.tables import ApiKey, Dataset, Job, JobDataset, Model, Status
+from api.store.tables import ApiKey, Dataset, Job, JobDataset, Status
 from core.errors import Problem, SpecError
 from core.spec.job import JobSpec
 
@@ -150,8 +150,11 @@ def queue_position(session: Session, job: Job) -> int | None:
 
 def _unknown(session: Session, spec: Mapping[str, Any]) -> Iterator[Problem]:
     for field, model in references.models(spec).items():
-        if "id" in model and session.get(Model, model["id"]) is None:
-            yield Problem(f"{field}.id", model["id"], f"There is no model '{model['id']}'. GET /models lists them.")
+        if "id" in model and models.usable(session, model["id"]) is None:
+            said = f"There is no model '{model['id']}', or it is deleted. GET /models lists them."
+            yield Problem(f"{field}.id", model["id"], said)
+        if "alias" in model and (missing := aliases.unknown(session, model["alias"])):
+            yield Problem(f"{field}.alias", model["alias"], missing)
     for name, upload in references.uploads(spec).items():
         if session.get(Dataset, upload) is None:
             said = f"There is no data set '{upload}'. GET /datasets lists them."

@@ -1,7 +1,9 @@
 """Plaintext lies in an attempt's folder only while its worker lives, and all that the engine needs lies there."""
 
 import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
 from io import BytesIO
@@ -13,6 +15,7 @@ import pytest
 from api.store import attempts, datasets, jobs, keys, models, sealed
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
+from api.store.errors import BlobDamaged
 from api.store.session import Database
 from core.errors import SpecError
 from core.spec.job import parse
@@ -157,3 +160,40 @@ def test_a_checkpoint_comes_back_with_every_file_of_its_manifest(
     stored = [file.read_bytes() for file in (tmp_path / "blobs").rglob("*") if file.is_file()]
     assert len(stored) == len(content)
     assert not any(plain in blob for blob in stored for plain in content.values())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_model_that_a_job_left_is_put_there_from_its_artifacts(
+    asked: tuple[Claim, Blobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    claim, blobs = asked
+    assert claim.model is not None
+    content = {"config.json": b"{}", "deep/model.safetensors": b"weights"}
+    stored = {name: blobs.put(BytesIO(plain)) for name, plain in content.items()}
+    claim.model.job_id = "job_that_made_it"
+    claim.model.files = {name: {"sha256": blob.digest, "size": blob.size} for name, blob in stored.items()}
+    if apart:
+
+        def refused(*_: object) -> None:
+            raise OSError(errno.EXDEV, "another file system")
+
+        monkeypatch.setattr(os, "link", refused)
+    fill(tmp_path, claim, blobs, 1.0)
+    inputs = json.loads((tmp_path / "inputs.json").read_text())
+    folder = Path(inputs["models"][claim.model.id])
+    assert {name: (folder / name).read_bytes() for name in content} == content
+    # Of gigabytes there is no second copy where there need be none.
+    links = {(folder / name).stat().st_nlink for name in content}
+    assert links == ({1} if apart else {2})
+
+
+def test_a_model_whose_blob_was_changed_is_not_begun_with(asked: tuple[Claim, Blobs], tmp_path: Path) -> None:
+    claim, blobs = asked
+    assert claim.model is not None
+    blob = blobs.put(BytesIO(b"{}"))
+    claim.model.job_id, claim.model.files = "job_that_made_it", {"config.json": {"sha256": blob.digest, "size": 2}}
+    (file,) = (tmp_path / "blobs").rglob(blob.digest)
+    file.chmod(0o600)
+    file.write_bytes(b"[]")
+    with pytest.raises(BlobDamaged):
+        fill(tmp_path, claim, blobs, 1.0)
