@@ -1,10 +1,13 @@
 """The REST API: `python -m uvicorn api.app:create_app --factory --ws none`. Settings come from LETHE_* variables."""
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import structlog
 from fastapi import Depends, FastAPI
+from sqlalchemy.exc import SQLAlchemyError
 
 from api import errors, openapi
 from api.deps import Service, authenticated
@@ -12,12 +15,14 @@ from api.middleware import Surround
 from api.queue import Queue
 from api.routes import artifacts, catalogue, datasets, docs, events, health, jobs, metrics, models
 from api.settings import Settings
-from api.store import logs
+from api.store import bare, logs
 from api.store.blobs import Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
 from api.store.settings import end, load
 from api.store.vault import Vault
+
+log = structlog.get_logger()
 
 OPEN = (health.router, docs.router)
 GUARDED = (
@@ -34,6 +39,7 @@ UPLOADS_AT_ONCE = 16
 HASHING_AT_ONCE = 2
 # A live upload writes far more often: `upload_idle` ends it otherwise.
 ABANDONED_AFTER = 3600.0
+LEAVES_WITHIN = 2.0
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -47,7 +53,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.blobs.remove_abandoned(ABANDONED_AFTER)
+        # Beside the first requests: the database may be away, or still without its tables.
+        wrapping = threading.Thread(target=_wrap_bare_keys, args=(service,), daemon=True)
+        wrapping.start()
         yield
+        wrapping.join(LEAVES_WITHIN)
         service.queue.close()
         service.database.close()
 
@@ -74,6 +84,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in GUARDED:
         app.include_router(router, dependencies=[Depends(authenticated)])
     return app
+
+
+def _wrap_bare_keys(service: Service) -> None:
+    try:
+        if wrapped := bare.wrap_all(service.database, service.vault):
+            log.info("bare keys wrapped", keys=wrapped)
+    except SQLAlchemyError as error:
+        # They are read as they are, and the next start tries again.
+        errors.note_database(error)
 
 
 def _put_together(settings: Settings) -> Service:

@@ -134,6 +134,7 @@ _STATUS: dict[type[LetheError], int] = {
     store.NotFound: 404,
     store.Conflict: 409,
     store.NotPassed: 409,
+    store.DataDestroyed: 409,
     store.IdempotencyMismatch: 422,
     store.BlobMissing: 500,
     store.BlobDamaged: 500,

@@ -200,9 +200,27 @@ class Dataset(BaseModel):
     name: str | None
     rows: int
     bytes: int = Field(validation_alias="size")
-    commitment: Sha256 = Field(description="HMAC-SHA256 of the upload, under a key that only the service holds")
+    commitment: Sha256 = Field(description="root of the keyed Merkle tree over the records; reports carry it")
     warnings: list[str]
     created_at: datetime
+    destroyed_at: datetime | None = Field(None, description="since when nobody can read it any more")
+
+
+class Uploaded(Dataset):
+    """A set just uploaded, with what is told this once."""
+
+    model_config = _example(
+        id="ds_01k9h3v2q8m4x7c5b6n1r0t9wz",
+        name="case 2026-17",
+        rows=40,
+        bytes=11061,
+        commitment="0" * 64,
+        commitment_key="0" * 64,
+        warnings=[],
+        created_at="2026-01-31T12:00:00Z",
+    )
+
+    commitment_key: Sha256 = Field(description="proves that a record is in the set; keep it, it is never told again")
 
 
 class ModelFile(BaseModel):

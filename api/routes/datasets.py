@@ -1,4 +1,5 @@
-"""Data sets: upload records as JSON lines, and read what is known about them. The records never come back."""
+"""Data sets: upload records as JSON lines, read what is known about them, prove that a record is among them. The
+records never come back."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,16 +13,21 @@ from fastapi.concurrency import run_in_threadpool
 
 from api import schemas
 from api.body import arriving
-from api.deps import Caller, PageQuery, Parts
+from api.deps import Caller, DataWriter, PageQuery, Parts
 from api.errors import Busy, TooLarge, UnsupportedType
-from api.store import datasets
-from api.store.tables import Dataset
+from api.proof import prove
+from api.store import datasets, keys, sealed
+from api.store.keys import Scope
+from api.store.tables import ApiKey, Dataset
 from api.upload import receive
+from core.report.merkle import Proof
 
 router = APIRouter(prefix="/datasets", tags=["data sets"])
 
 TYPES = ("application/jsonl", "application/x-ndjson", "application/octet-stream")
 SLOT_WITHIN = 1.0  # seconds
+# Whoever sees every job sees the data sets that they name.
+_SEE_ALL: tuple[Scope, ...] = ("jobs:read", "jobs:approve", "audit:read")
 _LINES = {
     "required": True,
     "description": 'A record a line: `{"question": ..., "answer": ...}`, `{"prompt": ..., "response": ...}` '
@@ -35,9 +41,9 @@ async def upload(
     request: Request,
     response: Response,
     service: Parts,
-    caller: Caller,
+    caller: DataWriter,
     name: Annotated[str | None, Query(min_length=1, max_length=200, pattern=r"^[^\x00]+$")] = None,
-) -> schemas.Dataset:
+) -> schemas.Uploaded:
     """Upload a set. It is encrypted while it comes in. A bad line refuses the whole: the first 100 bad lines are named,
     the rest counted. 503 while too many uploads are under way."""
     settings = service.settings
@@ -49,7 +55,8 @@ async def upload(
 
     async with _slot(service.uploads):
         received = await to_thread.run_sync(
-            partial(receive, service.blobs, settings, partial(from_thread.run, next_chunk)), limiter=CapacityLimiter(1)
+            partial(receive, service.blobs, service.vault, settings, partial(from_thread.run, next_chunk)),
+            limiter=CapacityLimiter(1),
         )
 
     def register() -> Dataset:
@@ -57,28 +64,54 @@ async def upload(
             with service.database.transaction() as session:
                 return datasets.register(session, service.vault, **vars(received), key_id=caller.id, name=name)
         except Exception:
-            service.blobs.delete([received.blob])  # Its key is lost with the row: nobody could ever read it.
+            # Their key is lost with the row: nobody could ever read them.
+            service.blobs.delete([received.blob, received.leaves])
             raise
 
     dataset = await run_in_threadpool(register)
     response.headers["Location"] = f"/datasets/{dataset.id}"
-    return schemas.Dataset.model_validate(dataset)
+    known = schemas.Dataset.model_validate(dataset).model_dump(by_alias=False)
+    return schemas.Uploaded.model_construct(**known, commitment_key=sealed.commitment_key(received.key).hex())
 
 
 @router.get("")
-def listing(service: Parts, query: Annotated[PageQuery, Query()]) -> schemas.Page[schemas.Dataset]:
-    """Data sets, the newest first."""
+def listing(service: Parts, caller: Caller, query: Annotated[PageQuery, Query()]) -> schemas.Page[schemas.Dataset]:
+    """Data sets, the newest first: all of them for a key that sees all jobs, else the principal's own."""
     with service.database.reading() as session:
-        rows, more = datasets.page(session, **query.model_dump())
+        rows, more = datasets.page(session, only=_only(caller), **query.model_dump())
     data = [schemas.Dataset.model_validate(row) for row in rows]
     return schemas.Page(data=data, has_more=more, after=data[-1].id if data else None)
 
 
 @router.get("/{dataset_id}")
-def one(service: Parts, dataset_id: str) -> schemas.Dataset:
+def one(service: Parts, caller: Caller, dataset_id: str) -> schemas.Dataset:
     """What is known about a data set."""
     with service.database.reading() as session:
-        return schemas.Dataset.model_validate(datasets.get(session, dataset_id))
+        return schemas.Dataset.model_validate(datasets.get(session, dataset_id, only=_only(caller)))
+
+
+@router.get("/{dataset_id}/proof")
+async def proof(
+    service: Parts,
+    caller: Caller,
+    dataset_id: str,
+    leaf: Annotated[str, Query(pattern="^[0-9a-f]{64}$", description="HMAC-SHA256 of the record")],
+) -> Proof:
+    """The way from a record's leaf to the set's commitment; `lethe prove` asks for it and checks it. 404 where no
+    record has this leaf, 409 where the set was destroyed."""
+
+    def found() -> Proof:
+        with service.database.reading() as session:
+            dataset = datasets.get(session, dataset_id, only=_only(caller))
+        return prove(service.blobs, service.vault, dataset, bytes.fromhex(leaf))
+
+    # A tree of a million leaves takes a second to build.
+    return await to_thread.run_sync(found, limiter=service.hashing)
+
+
+def _only(caller: ApiKey) -> str | None:
+    """The principal whose sets alone the caller sees; None: everybody's."""
+    return None if any(keys.may(caller, scope) for scope in _SEE_ALL) else caller.principal_id
 
 
 @asynccontextmanager

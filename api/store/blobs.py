@@ -107,6 +107,11 @@ class Blobs:
         """Whether the blob is there."""
         return bool(self._fs.exists(self._address(digest)))
 
+    def read(self, digest: str, key: bytes) -> bytes:
+        """A small sealed blob, unsealed and whole. Raises BlobMissing and BlobDamaged."""
+        with self.open(digest) as stream:
+            return b"".join(sealed.unseal(stream, key))
+
     def open(self, digest: str) -> BinaryIO:
         """A blob's bytes as stored, unchecked, as a stream to be closed. Raises BlobMissing."""
         try:

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from api.store import audit
 from api.store.ids import new_id
-from api.store.lookup import by_id, newest, storable
+from api.store.lookup import absent, by_id, newest, storable
 from api.store.session import now
 from api.store.tables import ApiKey, Dataset
 from api.store.vault import Vault
@@ -22,6 +22,8 @@ def register(
     blob: str,
     key: bytes,
     commitment: str,
+    leaves: str | None = None,
+    fingerprint: str | None = None,
     warnings: Sequence[str],
     key_id: str,
     name: str | None = None,
@@ -29,8 +31,8 @@ def register(
     """Register an upload whose plaintext of `size` bytes is already stored as `blob`, sealed under `key`, which is
     wrapped here.
 
-    `commitment` is `sealed.commitment` of the plaintext under the same key. Raises SpecError for text that cannot be
-    stored.
+    `commitment` is the root of the keyed Merkle tree over the records, whose leaves are the blob `leaves`, sealed under
+    the same key; `fingerprint` finds the same records again. Raises SpecError for text that cannot be stored.
     """
     storable(name, "name")
     dataset_id = new_id("ds")
@@ -42,6 +44,8 @@ def register(
         blob=blob,
         key=vault.wrap(key, dataset_id),
         commitment=commitment,
+        leaves=leaves,
+        fingerprint=fingerprint,
         warnings=list(warnings),
         key_id=key_id,
         principal_id=session.get_one(ApiKey, key_id).principal_id,
@@ -49,15 +53,28 @@ def register(
     )
     session.add(dataset)
     session.flush()
-    audit.append(session, actor=key_id, action="dataset.uploaded", subject=dataset.id, facts={"rows": rows})
+    audit.append(
+        session,
+        actor=dataset.principal_id,
+        key_id=key_id,
+        action="dataset.uploaded",
+        subject=dataset.id,
+        facts={"rows": rows},
+    )
     return dataset
 
 
-def get(session: Session, dataset_id: str) -> Dataset:
-    """Raises NotFound."""
-    return by_id(session, Dataset, dataset_id)
+def get(session: Session, dataset_id: str, *, only: str | None = None) -> Dataset:
+    """Raises NotFound, with `only` also for a set that is another principal's."""
+    found = by_id(session, Dataset, dataset_id)
+    if only not in (None, found.principal_id):
+        raise absent(Dataset, dataset_id)
+    return found
 
 
-def page(session: Session, *, after: str | None = None, limit: int = 50) -> tuple[Sequence[Dataset], bool]:
-    """Data sets, the newest first, and whether there are more."""
-    return newest(session, select(Dataset), Dataset.id, after, limit)
+def page(
+    session: Session, *, only: str | None = None, after: str | None = None, limit: int = 50
+) -> tuple[Sequence[Dataset], bool]:
+    """Data sets, the newest first, and whether there are more; with `only`, those of this principal."""
+    query = select(Dataset) if only is None else select(Dataset).where(Dataset.principal_id == only)
+    return newest(session, query, Dataset.id, after, limit)

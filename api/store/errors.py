@@ -3,7 +3,8 @@
 LetheError
 ├── NotFound               no such job, data set, model or key
 ├── Conflict               the job's status does not allow this
-│   └── NotPassed          the model's own job has not shown that it forgot
+│   ├── NotPassed          the model's own job has not shown that it forgot
+│   └── DataDestroyed      the job's data is gone for good
 ├── IdempotencyMismatch    the Idempotency-Key was used before, with another body
 ├── AttemptsExhausted      the job's attempts died until the cap was reached
 ├── BlobMissing            the artifact store lacks a file that a row refers to
@@ -30,6 +31,12 @@ class NotPassed(Conflict):
     """A model is to be put to use whose job has not passed its gates."""
 
     code = "not_passed"
+
+
+class DataDestroyed(Conflict):
+    """The keys that opened the data were destroyed."""
+
+    code = "data_destroyed"
 
 
 class IdempotencyMismatch(LetheError):

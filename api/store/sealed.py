@@ -54,14 +54,14 @@ def unseal(sealed: BinaryIO, key: bytes) -> Iterator[bytes]:
             raise BlobDamaged(f"Frame {number} of a sealed file is damaged, or this is not its key.") from None
 
 
-def committer(key: bytes) -> hmac.HMAC:
-    """What `commitment` computes, for a plaintext that passes by only once: update it with every piece."""
-    return hmac.new(key, digestmod=hashlib.sha256)
+def commitment_key(key: bytes) -> bytes:
+    """The key of the commitment to a set that is sealed under `key`: it goes with that one, and tells nothing of it."""
+    return HKDF(SHA256(), KEY_BYTES, None, b"lethe commitment").derive(key)
 
 
 def commitment(plain: BinaryIO, key: bytes) -> str:
     """HMAC-SHA256 of all that `plain` holds, as 64 hex digits: says nothing about the content without the key."""
-    code = committer(key)
+    code = hmac.new(key, digestmod=hashlib.sha256)
     while piece := plain.read(FRAME):
         code.update(piece)
     return code.hexdigest()

@@ -52,6 +52,7 @@ def test_everything_that_can_be_called_is_described(described: dict[str, Any]) -
         "POST /datasets",
         "GET /datasets",
         "GET /datasets/{dataset_id}",
+        "GET /datasets/{dataset_id}/proof",
         "POST /models",
         "GET /models",
         "GET /models/{model_id}",

@@ -1,9 +1,11 @@
 """Uploads: every bad line is named and never quoted, every limit holds, and the records are sealed."""
 
 import itertools
+import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -14,12 +16,14 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.errors import BadLines
 from api.settings import Settings
-from api.store import datasets, sealed
+from api.store import datasets, keys
 from api.store.blobs import Blobs
 from api.store.session import Database, open_database
+from api.store.vault import Vault
 from api.upload import LISTED, Lines
 from core.errors import DataError
-from tests.api.parts import JSONL, RECORDS, bearer, key_for, lines, problem, settings_for
+from core.report import merkle
+from tests.api.parts import JSONL, RECORDS, SECRET, bearer, key_for, lines, problem, settings_for
 from tests.vault import VAULT
 
 CANARY = "Adelheid-Quintessenz"
@@ -36,17 +40,64 @@ def test_an_upload_is_sealed_and_never_comes_back(client: TestClient, database: 
     answer = response.json()
     assert response.headers["location"] == f"/datasets/{answer['id']}"
     assert (answer["name"], answer["rows"], answer["bytes"]) == ("case 7", 2, len(content))
+    commitment_key = bytes.fromhex(answer.pop("commitment_key"))
     assert client.get(response.headers["location"]).json() == answer
     assert client.get("/datasets").json()["data"] == [answer]
     assert CANARY not in response.text
     with database.reading() as session:
         row = datasets.get(session, answer["id"])
-    (stored,) = files(tmp_path / "artifacts")
-    assert CANARY.encode() not in stored.read_bytes()
+    assert row.leaves is not None
+    stored = files(tmp_path / "artifacts")
+    assert {file.name for file in stored} == {row.blob, row.leaves}
+    assert not any(CANARY.encode() in file.read_bytes() for file in stored)
     Blobs(f"file://{tmp_path}/artifacts").get(row.blob, tmp_path / "plain", VAULT.unwrap(row.key, row.id))
     assert (tmp_path / "plain").read_bytes() == content
-    with (tmp_path / "plain").open("rb") as plain:
-        assert answer["commitment"] == sealed.commitment(plain, VAULT.unwrap(row.key, row.id))
+    records = [json.loads(line) for line in content.splitlines() if line.strip()]
+    leaves = [merkle.leaf(commitment_key, merkle.canonical(record)) for record in records]
+    assert answer["commitment"] == merkle.Tree(leaves).root().hex()
+    assert commitment_key not in (row.key, VAULT.unwrap(row.key, row.id))
+
+
+def test_a_record_is_proven_by_whoever_has_the_key(client: TestClient) -> None:
+    records = [{"text": f"record {i}", "extra": {"b": i, "a": [1.5, None]}} for i in range(7)]
+    made = client.post("/datasets", content=lines(*records), headers=JSONL).json()
+    key = bytes.fromhex(made["commitment_key"])
+    for index, record in enumerate(records):
+        leaf = merkle.leaf(key, merkle.canonical(record))
+        answer = client.get(f"/datasets/{made['id']}/proof", params={"leaf": leaf.hex()}).json()
+        assert (answer["root"], answer["rows"], answer["index"]) == (made["commitment"], 7, index)
+        assert merkle.holds(merkle.Proof.model_validate(answer), leaf)
+    for wrong in (merkle.leaf(key, merkle.canonical({"text": "record 9"})), merkle.leaf(bytes(32), b"{}")):
+        refused = client.get(f"/datasets/{made['id']}/proof", params={"leaf": wrong.hex()})
+        assert problem(refused, 404, "not_found")["param"] == "leaf"
+    problem(client.get(f"/datasets/{made['id']}/proof", params={"leaf": "ab"}), 422, "invalid_request")
+
+
+def test_the_same_records_have_one_fingerprint_in_any_order(client: TestClient, database: Database) -> None:
+    rows = [{"question": f"Q{i}", "answer": "A"} for i in range(5)]
+    written = [lines(*rows), lines(*rows[::-1]).replace(b": ", b":"), lines(*rows, rows[0]), lines(*rows[:4])]
+    made = [client.post("/datasets", content=content, headers=JSONL).json()["id"] for content in written]
+    with database.reading() as session:
+        found = [datasets.get(session, dataset).fingerprint for dataset in made]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    other = Vault(b"another deployment").fingerprint()
+    for row in rows:
+        other.add(merkle.canonical(row))
+    assert other.hex() not in found
+
+
+def test_sets_of_others_are_not_there_for_a_key_that_sees_its_own_alone(
+    client: TestClient, database: Database, dataset: str
+) -> None:
+    with database.transaction() as session:
+        text = keys.create(session, SECRET.encode(), name="another", actor="test", scopes=["datasets:write"])[1]
+    client.headers |= bearer(text)
+    own = client.post("/datasets", content=RECORDS, headers=JSONL).json()["id"]
+    assert [found["id"] for found in client.get("/datasets").json()["data"]] == [own]
+    assert client.get(f"/datasets/{own}").status_code == 200
+    problem(client.get(f"/datasets/{dataset}"), 404, "not_found")
+    problem(client.get(f"/datasets/{dataset}/proof", params={"leaf": "0" * 64}), 404, "not_found")
 
 
 def test_the_same_records_leave_different_traces(client: TestClient) -> None:
@@ -116,7 +167,7 @@ def test_limits_hold_to_the_byte_and_leave_nothing(tight: TestClient, tmp_path: 
     assert tight.post("/datasets", content=full, headers=JSONL).status_code == 201
     for content in (full + b" ", iter([full, b" "])):  # with Content-Length, and chunked
         problem(tight.post("/datasets", content=content, headers=JSONL), 413, "too_large")
-    assert len(files(tmp_path / "artifacts")) == len(kept) + 2
+    assert len(files(tmp_path / "artifacts")) == len(kept) + 2 * 2
 
 
 @given(
@@ -133,7 +184,8 @@ def test_where_chunks_end_changes_nothing(rows: list[bytes], cuts: list[int], si
     bad = [i for i, row in enumerate(rows, start=1) if row == b"bad" or len(row) > 100]
     good = sum(row.startswith(b"{") for row in rows)
     limits = Settings.model_construct(upload_max_bytes=10_000, upload_max_rows=100, upload_max_row=100)
-    stream = Lines(limits, lambda: next(chunks), sealed.new_key())
+    taken: list[Any] = []
+    stream = Lines(limits, lambda: next(chunks), taken.append)
     read = b""
 
     def read_all() -> None:
@@ -152,6 +204,7 @@ def test_where_chunks_end_changes_nothing(rows: list[bytes], cuts: list[int], si
     else:
         read_all()
         assert (read, stream.rows) == (content, good)
+        assert taken == [{"text": "t"}] * good
 
 
 def test_missing_paraphrases_are_a_warning(client: TestClient) -> None:
