@@ -13,7 +13,7 @@ from api import errors, openapi
 from api.deps import Service, authenticated
 from api.middleware import Surround
 from api.queue import Queue
-from api.routes import artifacts, catalogue, datasets, docs, events, health, jobs, metrics, models
+from api.routes import aliases, artifacts, catalogue, datasets, docs, events, health, jobs, metrics, models
 from api.settings import Settings
 from api.store import bare, logs
 from api.store.blobs import Blobs
@@ -32,6 +32,7 @@ GUARDED = (
     artifacts.router,
     datasets.router,
     models.router,
+    aliases.router,
     catalogue.router,
 )
 # Threads of their own, so that slow uploads and large folders keep no other request waiting.

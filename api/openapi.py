@@ -7,10 +7,11 @@ from pydantic import BaseModel
 
 from api import schemas
 from api.errors import MEDIA_TYPE
+from api.model_schemas import NewModel, NewPromotion, RollBack
 from core.spec.job import JobSpec
 
 _REF = "#/components/schemas/{model}"
-_BY_HAND: tuple[type[BaseModel], ...] = (JobSpec, schemas.NewModel, schemas.Problem)
+_BY_HAND: tuple[type[BaseModel], ...] = (JobSpec, NewModel, NewPromotion, RollBack, schemas.Problem)
 _EXAMPLE = {
     "model": {"id": "mdl_01k9h3v2q8m4x7c5b6n1r0t9wz"},
     "data": {
@@ -35,7 +36,9 @@ def _body(model: type[BaseModel], **more: Any) -> dict[str, Any]:
 
 
 JOB_BODY = _body(JobSpec, example=_EXAMPLE)
-MODEL_BODY = _body(schemas.NewModel)
+MODEL_BODY = _body(NewModel)
+PROMOTION_BODY = _body(NewPromotion)
+ROLLBACK_BODY = _body(RollBack)
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong",

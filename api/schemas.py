@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.store.records import ArtifactKind
 from api.store.tables import Status, Verdict
 from core.report.schema import Sha256
-from core.spec.base import FilePath, Spec
 
 T = TypeVar("T")
 
@@ -76,6 +75,8 @@ class Job(JobSummary):
     """A job with what was asked."""
 
     queue_position: int | None = Field(None, description="1 for the next; null unless the job is queued")
+    waits_for: str | None = Field(None, description="the running job on the same alias that a queued one waits for")
+    output_model: str | None = Field(None, description="id of the model that the job has left; POST /jobs may name it")
     spec: dict[str, Any] = Field(description="the request with all defaults filled in")
     spec_digest: Sha256
 
@@ -221,42 +222,6 @@ class Uploaded(Dataset):
     )
 
     commitment_key: Sha256 = Field(description="proves that a record is in the set; keep it, it is never told again")
-
-
-class ModelFile(BaseModel):
-    """A file of a registered model."""
-
-    sha256: Sha256
-    size: int = Field(description="bytes")
-
-
-class Model(BaseModel):
-    """A registered model, pinned by its digest."""
-
-    model_config = _example(
-        id="mdl_01k9h3v2q8m4x7c5b6n1r0t9wz",
-        name="tiny",
-        path="/models/tiny",
-        architecture="LlamaForCausalLM",
-        digest="0" * 64,
-        files={"config.json": {"sha256": "0" * 64, "size": 612}},
-        created_at="2026-01-31T12:00:00Z",
-    )
-
-    id: str
-    name: str
-    path: str
-    architecture: str
-    digest: Sha256 = Field(description="of all files, as OpenSSF model-signing computes it")
-    files: dict[str, ModelFile]
-    created_at: datetime
-
-
-class NewModel(Spec):
-    """A folder to register."""
-
-    path: FilePath = Field(description="an absolute path below one of the model roots", examples=["/models/tiny"])
-    name: str | None = Field(None, min_length=1, max_length=200, description="the folder's name where none is given")
 
 
 class Health(BaseModel):

@@ -12,7 +12,7 @@ from api.admission import admit
 from api.body import json_body
 from api.deps import Caller, PageQuery, Parts
 from api.openapi import JOB_BODY
-from api.store import jobs, life
+from api.store import jobs, life, models, turn
 from api.store.tables import Job, Status
 from core.spec.job import parse
 
@@ -99,4 +99,10 @@ def retry(service: Parts, caller: Caller, job_id: str, after: BackgroundTasks) -
 
 def _seen(session: Session, job: Job) -> schemas.Job:
     seen = schemas.Job.model_validate(job, from_attributes=True)
-    return seen.model_copy(update={"queue_position": jobs.queue_position(session, job)})
+    made = models.of_job(session, job.id) if job.status == "succeeded" else None
+    more = {
+        "queue_position": jobs.queue_position(session, job),
+        "waits_for": turn.waits_for(session, job),
+        "output_model": made.id if made else None,
+    }
+    return seen.model_copy(update=more)

@@ -46,6 +46,9 @@ def children(session: Session, model_id: str) -> Sequence[str]:
     return session.scalars(query).all()
 
 
-def aliases(session: Session, model_id: str) -> Sequence[str]:
-    """Names that stand for it now."""
-    return session.scalars(select(Alias.name).where(Alias.model_id == model_id).order_by(Alias.name)).all()
+def aliases(session: Session, model_ids: Sequence[str]) -> dict[str, list[str]]:
+    """By model, the names that stand for it now; those for which none does are left out."""
+    found: dict[str, list[str]] = {}
+    for alias in session.scalars(select(Alias).where(Alias.model_id.in_(model_ids)).order_by(Alias.name)):
+        found.setdefault(alias.model_id, []).append(alias.name)
+    return found
