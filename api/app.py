@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api import errors, openapi
 from api.deps import Service, authenticated
+from api.known_keys import KnownKeys
 from api.middleware import Surround
 from api.queue import Queue
 from api.routes import aliases, artifacts, catalogue, datasets, docs, events, health, jobs, metrics, models
@@ -103,6 +104,7 @@ def _put_together(settings: Settings) -> Service:
         blobs=Blobs(settings.artifacts_url),
         queue=Queue(settings.broker_url, settings.broker_timeout),
         vault=Vault(settings.master_key.encode()),
+        known_keys=KnownKeys(settings.key_secret.encode()),
         uploads=anyio.CapacityLimiter(UPLOADS_AT_ONCE),
         hashing=anyio.CapacityLimiter(HASHING_AT_ONCE),
     )

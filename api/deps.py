@@ -1,15 +1,17 @@
 """What routes are given: the service's parts, the caller's key, and a page's place."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 
 from api.errors import Forbidden, Unauthorized
+from api.known_keys import KnownKeys
 from api.queue import Queue
 from api.settings import Settings
 from api.store import keys
@@ -34,6 +36,7 @@ class Service:
     blobs: Blobs
     queue: Queue
     vault: Vault
+    known_keys: KnownKeys
     uploads: CapacityLimiter
     hashing: CapacityLimiter
 
@@ -44,16 +47,24 @@ def service_of(request: Request) -> Service:
     return service
 
 
-Parts = Annotated[Service, Depends(service_of)]
+# Dependencies that wait for nothing are coroutines: FastAPI sends each plain function to a thread, there and back.
+async def _parts(request: Request) -> Service:
+    return service_of(request)
 
 
-def authenticated(
+Parts = Annotated[Service, Depends(_parts)]
+
+
+async def authenticated(
     service: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> ApiKey:
     """The caller's key. Raises Unauthorized."""
     if credentials is None:
         raise Unauthorized("An API key is needed. Send it as: Authorization: Bearer lethe_...", param="Authorization")
-    key = keys.verify(service.database, credentials.credentials, service.settings.key_secret.encode())
+    text = credentials.credentials
+    key = service.known_keys.recalled(text)
+    if key is None:
+        key = await run_in_threadpool(service.known_keys.verify, service.database, text)
     if key is None:
         raise Unauthorized("This API key is unknown, revoked or expired.", param="Authorization")
     return key
@@ -62,10 +73,10 @@ def authenticated(
 Caller = Annotated[ApiKey, Depends(authenticated)]
 
 
-def requires(scope: Scope) -> Callable[[ApiKey], ApiKey]:
+def requires(scope: Scope) -> Callable[[ApiKey], Awaitable[ApiKey]]:
     """A dependency: the caller's key, which must have the scope. Raises Forbidden."""
 
-    def allowed(caller: Caller) -> ApiKey:
+    async def allowed(caller: Caller) -> ApiKey:
         if not keys.may(caller, scope):
             held = ", ".join(caller.scopes) or "none"
             raise Forbidden(f"This call needs the scope {scope}; this key has: {held}.", param="Authorization")

@@ -3,6 +3,11 @@
 SQL is the truth. A ring that is lost costs time, not a job: the workers' sweep rings again.
 """
 
+import queue
+import threading
+from contextlib import suppress
+from typing import Any
+
 import structlog
 from celery import Celery
 
@@ -14,6 +19,8 @@ log = structlog.get_logger()
 QUEUE = "lethe"
 TASK = "lethe.run"
 SCHEMES = ("redis://", "rediss://", "redis+socket://")
+# More than any broker that is well leaves waiting.
+_MOST_UNRUNG = 10_000
 
 
 class Queue:
@@ -29,23 +36,43 @@ class Queue:
             task_default_queue=QUEUE,
             task_serializer="json",
             task_ignore_result=True,
-            # A pooled connection that the broker closed meanwhile would lose the first ring after a restart.
-            broker_pool_limit=None,
+            broker_pool_limit=None,  # The one connection that rings is kept here.
             broker_transport_options={
                 "socket_timeout": timeout,
                 "socket_connect_timeout": timeout,
                 "max_retries": 0,
             },
         )
+        self._ends_within = 3 * timeout
+        self._lock = threading.Lock()
+        self._producer: Any = None
+        self._unrung: queue.Queue[str | None] = queue.Queue(_MOST_UNRUNG)
+        self._ringer: threading.Thread | None = None
+
+    def ring_soon(self, job_id: str) -> None:
+        """Tell the workers of a job from a thread of its own: no caller waits for a broker that is away."""
+        if self._ringer is None:
+            with self._lock:
+                if self._ringer is None:
+                    self._ringer = threading.Thread(target=self._ring_all, name="ringer", daemon=True)
+                    self._ringer.start()
+        with suppress(queue.Full):
+            self._unrung.put_nowait(job_id)
 
     def ring(self, job_id: str) -> bool:
         """Tell the workers of a job; False, and a line in the log, if the broker could not be reached."""
-        try:
-            self._app.send_task(TASK, (job_id,), retry=False)
-        except Exception as error:  # Whatever is wrong with it, the job is committed.
-            log.warning("broker unreachable", job=job_id, error=type(error).__name__)
-            return False
-        return True
+        with self._lock:
+            # The connection that was kept may have been closed by the broker meanwhile; a new one has not.
+            for kept in (True, False) if self._producer else (False,):
+                try:
+                    self._send(job_id)
+                except Exception as error:  # Whatever is wrong with it, the job is committed.
+                    self._hang_up()
+                    if not kept:
+                        log.warning("broker unreachable", job=job_id, error=type(error).__name__)
+                else:
+                    return True
+        return False
 
     def reachable(self) -> bool:
         """Whether the broker answers."""
@@ -56,5 +83,32 @@ class Queue:
             return False
 
     def close(self) -> None:
-        """Drop all connections."""
+        """Ring for what is left, unless the broker is away, and drop all connections."""
+        if self._ringer is not None:
+            with suppress(queue.Full):
+                self._unrung.put(None, timeout=self._ends_within)
+            self._ringer.join(self._ends_within)
+        with self._lock:
+            self._hang_up()
         self._app.close()
+
+    def _ring_all(self) -> None:
+        while (job_id := self._unrung.get()) is not None:
+            if self.ring(job_id):
+                continue
+            # Whoever waited behind it would wait for the same broker; the sweep rings for all of them.
+            with suppress(queue.Empty):
+                while (dropped := self._unrung.get_nowait()) is not None:
+                    log.warning("broker unreachable", job=dropped)
+                return
+
+    def _send(self, job_id: str) -> None:
+        if self._producer is None:
+            self._producer = self._app.amqp.Producer(self._app.connection_for_write(), auto_declare=False)
+        self._app.send_task(TASK, (job_id,), retry=False, producer=self._producer)
+
+    def _hang_up(self) -> None:
+        if self._producer is not None:
+            with suppress(Exception):
+                self._producer.connection.close()
+            self._producer = None

@@ -79,7 +79,8 @@ def verify(
 ) -> Verified:
     """Recompute the whole chain, and compare it with the signed heads and with `claims`, such as a report's.
 
-    `signed` says whether a head's signature is good; without it signatures are not looked at.
+    `signed` says whether a head's signature is good; without it signatures are not looked at. The session must see one
+    moment throughout, as a snapshot does.
     """
     result = Verified(signatures_checked=signed is not None)
     awaited = _Claims(session, claims, signed, result)

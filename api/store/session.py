@@ -1,6 +1,7 @@
-"""The door to the database: one engine, transactions that write, transactions that only read, and its clock."""
+"""The door to the database: transactions that write, sessions that only read, and its clock."""
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -9,11 +10,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from api.store.errors import InvalidSetting
 
@@ -28,18 +30,23 @@ _CLOCK = {
     "postgresql": text("SELECT clock_timestamp()"),
 }
 BUSY_SECONDS = 30
+# A connection that has rested for longer is asked whether it is still there, before it is used.
+_FRESH_SECONDS = 1.0
+_POOL = {"pool_size": 5, "max_overflow": 7}
 
 
 class Database:
-    """An engine and the two kinds of transaction there are."""
+    """The database, and the kinds of session there are."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, readers: Engine) -> None:
+        """`readers` is the same database, through connections that cannot write."""
         self.engine = engine
+        self._readers = readers
         # Rows stay readable after the transaction, so that callers may carry them out of it.
-        self._writing = sessionmaker(engine.execution_options(writes=True), expire_on_commit=False)
-        self._reading = sessionmaker(
-            engine.execution_options(writes=False, postgresql_readonly=True), expire_on_commit=False
-        )
+        self._writing = sessionmaker(engine, expire_on_commit=False)
+        self._reading = sessionmaker(readers, expire_on_commit=False)
+        one_moment = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        self._snapshot = sessionmaker(readers.execution_options(**one_moment), expire_on_commit=False)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -49,32 +56,55 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A session that may not write, and that on SQLite waits for no writer."""
+        """A session that may not write, and that on SQLite waits for no writer. Each statement sees what is committed
+        when it begins; on PostgreSQL none has to begin or end a transaction."""
         with self._reading() as session:
+            yield session
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """A session that may not write, all of whose statements see the database as it was at the first one."""
+        with self._snapshot() as session:
             yield session
 
     def close(self) -> None:
         """Drop all pooled connections."""
         self.engine.dispose()
+        self._readers.dispose()
 
 
 def open_database(url: str) -> Database:
     """Connect lazily to `sqlite:////path` or `postgresql://...`. Raises InvalidSetting for any other URL."""
     target = _target(url)
-    sqlite = target.get_backend_name() == "sqlite"
-    engine = create_engine(
-        target,
-        pool_size=5,
-        max_overflow=15,
-        pool_pre_ping=not sqlite,
-        hide_parameters=True,  # An error's text goes into logs; a data set's key must not.
-        json_serializer=partial(json.dumps, allow_nan=False, separators=(",", ":")),
-        connect_args={"timeout": BUSY_SECONDS} if sqlite else _postgres_options(),
-    )
-    if sqlite:
+    if target.get_backend_name() == "sqlite":
+        engine = _engine(target, connect_args={"timeout": BUSY_SECONDS}, pool_size=5, max_overflow=15)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
-    return Database(engine)
+        return Database(engine.execution_options(writes=True), engine.execution_options(writes=False))
+    # A worker that freezes inside a transaction must not hold its job's row for ever.
+    options = "-c idle_in_transaction_session_timeout=60000"
+    engine = _engine(target, connect_args={"connect_timeout": 10, "options": options}, **_POOL)
+    # Connections of their own, so that none has to be told at each use what it may do.
+    readers = _engine(
+        target,
+        connect_args={"connect_timeout": 10, "options": f"{options} -c default_transaction_read_only=on"},
+        isolation_level="AUTOCOMMIT",
+        skip_autocommit_rollback=True,
+        **_POOL,
+    )
+    for each in (engine, readers):
+        event.listen(each, "checkin", _rested)
+        event.listen(each, "checkout", partial(_still_there, each.dialect))
+    return Database(engine, readers)
+
+
+def _engine(target: URL, **options: Any) -> Engine:
+    return create_engine(
+        target,
+        hide_parameters=True,  # An error's text goes into logs; a data set's key must not.
+        json_serializer=partial(json.dumps, allow_nan=False, separators=(",", ":")),
+        **options,
+    )
 
 
 def now(session: Session) -> datetime:
@@ -103,9 +133,21 @@ def _target(url: str) -> URL:
 _ALLOWED = "Allowed: sqlite:////absolute/path/lethe.db, postgresql://user:password@host:port/name."
 
 
-def _postgres_options() -> dict[str, Any]:
-    # A worker that freezes inside a transaction must not hold its job's row for ever.
-    return {"connect_timeout": 10, "options": "-c idle_in_transaction_session_timeout=60000"}
+def _rested(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    record.info["rests_since"] = time.monotonic()
+
+
+def _still_there(dialect: Dialect, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """Take another connection where this one was lost while it rested. One used a moment ago is not asked: that would
+    cost a round trip for each request."""
+    if time.monotonic() - record.info.get("rests_since", math.inf) < _FRESH_SECONDS:
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        if dialect.is_disconnect(error, connection, None):
+            raise DisconnectionError from error
+        raise
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:

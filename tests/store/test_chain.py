@@ -41,7 +41,7 @@ def signature(head: Head, at: datetime) -> str:
 
 def checked(database: Database, *claims: Claim, key: bytes = KEY) -> Verified:
     public = private_key(key).public_key()
-    with database.reading() as session:
+    with database.snapshot() as session:
         return verify(
             session,
             claims=claims,
@@ -108,7 +108,7 @@ def test_a_changed_entry_is_named(log: Database, column: str) -> None:
 
 def test_a_changed_entry_whose_hash_was_made_anew_breaks_the_next(log: Database) -> None:
     attack(log, "UPDATE audit SET actor = 'prn_b' WHERE position = 4")
-    with log.reading() as session:
+    with log.snapshot() as session:
         entries = session.execute(chain.columns().order_by(chain.AuditEntry.position)).all()
     attack(log, f"UPDATE audit SET hash = '{link(entries[2].hash, 4, entries[3])}' WHERE position = 4")
     assert named(checked(log)) == [("changed", 5, 5)]

@@ -1,11 +1,13 @@
 """Transactions commit or roll back as a whole, readers may not write, and writers wait instead of failing."""
 
 import contextlib
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, make_url, select
 from sqlalchemy.exc import DBAPIError
 
 from api.store import audit
@@ -96,3 +98,32 @@ def test_settings_are_documented_and_keep_passwords_out_of_sight(monkeypatch: py
     settings = StoreSettings()
     assert settings.broker_url == "scheme://user:geheim@host/broker_url"
     assert "geheim" not in repr(settings)
+
+
+def test_a_snapshot_sees_one_moment_and_cannot_write(database: Database) -> None:
+    with database.snapshot() as session:
+        before = session.scalar(select(func.count()).select_from(AuditEntry))
+        with database.transaction() as other:
+            audit.append(other, actor="a", action="b", subject="c")
+        assert session.scalar(select(func.count()).select_from(AuditEntry)) == before
+        audit.append(session, actor="a", action="b", subject="c")
+        with pytest.raises(DBAPIError):
+            session.flush()
+    assert count(database) == 1
+
+
+def test_a_connection_lost_while_it_rested_is_replaced(postgresql_url: str) -> None:
+    database = open_database(postgresql_url)
+    assert count(database) == 0
+    with database.transaction() as session:
+        audit.append(session, actor="a", action="b", subject="c")
+    with psycopg.connect(make_url(postgresql_url).set(drivername="postgresql").render_as_string(False)) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    time.sleep(1.1)
+    assert count(database) == 1
+    with database.transaction() as session:
+        audit.append(session, actor="a", action="b", subject="c")
+    database.close()

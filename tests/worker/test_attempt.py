@@ -116,7 +116,7 @@ def test_the_report_says_who_asked_and_is_signed_as_it_is_handed_out(
     assert isinstance(said.reference, Absent)
     assert said.due_at == due.a_month_after(job.created_at).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert isinstance(said.audit_head, AuditHead)
-    with database.reading() as session:
+    with database.snapshot() as session:
         books = chain_check.verify(
             session, claims=[Claim(said.audit_head.position, said.audit_head.hash, "the report")]
         )
