@@ -7,9 +7,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import redis
 
@@ -84,7 +86,8 @@ class PostgresServer(Server):
 
     _polite = signal.SIGINT  # end sessions instead of waiting for them
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lasting: bool = False) -> None:
+        """`lasting`: what was committed is there after `kill`, as in production. It is slower."""
         super().__init__()
         self.url = f"postgresql://lethe@/postgres?host={folder}"
         self._folder = folder
@@ -104,7 +107,17 @@ class PostgresServer(Server):
             **self._as_user,
         )
         self._command = [str(programs / "postgres"), "-D", data, "-k", str(folder), "-h", "", "-F"]
-        self._command += ["-c", "synchronous_commit=off", "-c", "full_page_writes=off", "-c", "max_connections=200"]
+        self._command += ["-c", f"synchronous_commit={'on' if lasting else 'off'}"]
+        self._command += ["-c", "full_page_writes=off", "-c", "max_connections=200"]
+
+    def kill(self) -> None:
+        """SIGKILL to every process of it; those that serve sessions would live on for a moment and hold its memory."""
+        family = psutil.Process(self.process.pid).children() if self.process else []
+        super().kill()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, STARTS_WITHIN)
 
     def _answers(self) -> None:
         psycopg.connect(self.url).close()
@@ -129,10 +142,11 @@ def _postgres_programs(folder: Path) -> Path:
     installed = Path(wheel.origin).parent
     if os.geteuid() != 0 or all(parent.stat().st_mode & 0o001 for parent in installed.parents):
         return installed / "pginstall18" / "bin"
-    # Root's own folders are closed to the user that PostgreSQL must run as: a copy in the open.
+    # Root's own folders are closed to the user that PostgreSQL must run as: a copy in the open, for all servers beside.
     for name in (installed.name, f"{installed.name}.libs"):
-        shutil.copytree(installed.parent / name, folder / name)
-    return folder / installed.name / "pginstall18" / "bin"
+        if not (folder.parent / name).exists():
+            shutil.copytree(installed.parent / name, folder.parent / name)
+    return folder.parent / installed.name / "pginstall18" / "bin"
 
 
 def _group_of(user: str) -> int:

@@ -87,6 +87,7 @@ def _attempt(bench: Bench, claim: Claim, folder: Path) -> None:
     finally:
         # The relay has ended, so nothing is being stored any more. A sealed file's address is no other file's: nobody
         # else would find them for long.
+        checkpoints.close()
         discard(bench.database, bench.blobs, claim.job_id, loose)
 
 

@@ -1,236 +1,24 @@
-"""A cluster to break: a database, a Redis of the test's own, real worker processes, and jobs worth waiting for."""
+"""Clusters to break: on each database that all tests share, or on a PostgreSQL of its own that may be killed."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from io import BytesIO
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
-import psutil
 import pytest
 
-from api.queue import Queue
-from api.store import artifacts, attempts, datasets, events, jobs, keys, life, models, sealed
+from api.store import migrate
 from api.store.blobs import Blobs
-from api.store.session import Database, open_database
-from api.store.tables import Job
-from core.report.digest import file_digests, model_digest
+from api.store.session import open_database
+from benchmarks import noop_engine
 from core.report.keys import new_key
-from core.spec.job import parse
-from tests.servers import RedisServer
-from tests.vault import MASTER, VAULT
+from tests.chaos.cluster import ROOT, Cluster, until
+from tests.servers import PostgresServer, RedisServer
 
-ROOT = Path(__file__).parents[2]
-Result = TypeVar("Result")
-
-
-def until(what: Callable[[], Result | None], seconds: float = 90.0) -> Result:
-    """What `what` gives once it gives something."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"nothing within {seconds} s")
-
-
-@dataclass
-class Worker:
-    """A Celery worker process, and whatever it has started."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def children(self) -> list[psutil.Process]:
-        """Its engines: the busy one and the spare."""
-        return [p for p in psutil.Process(self.process.pid).children() if "core.child" in p.cmdline()]
-
-    def kill(self) -> None:
-        """What the kernel's memory killer does."""
-        self.process.kill()
-        self.process.wait()
-
-    def leave(self) -> float:
-        """SIGTERM; returns the seconds it took to go."""
-        began = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
-        return time.monotonic() - began
-
-
-@dataclass
-class Cluster:
-    """All of the service but its HTTP door."""
-
-    folder: Path
-    database: Database
-    database_url: str
-    redis: RedisServer
-    model: Path
-    blobs: Blobs
-    workers: list[Worker] = field(default_factory=list)
-    key_id: str = ""
-    model_id: str = ""
-    sets: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def work_dir(self) -> Path:
-        """Where the workers' attempts lie."""
-        return self.folder / "work"
-
-    def worker(self, **settings: str) -> Worker:
-        """Start a worker; settings are LETHE_ variables without the prefix."""
-        number = len(self.workers)
-        environment = os.environ | {
-            "LETHE_DATABASE_URL": self.database_url,
-            "LETHE_BROKER_URL": self.redis.broker_url,
-            "LETHE_ARTIFACTS_URL": f"file://{self.folder / 'artifacts'}",
-            "LETHE_MASTER_KEY": MASTER,
-            "LETHE_WORK_DIR": str(self.work_dir),
-            "LETHE_SIGNING_KEY_FILE": str(self.folder / "signing.pem"),
-            "LETHE_LEASE_SECONDS": "4",
-            "LETHE_POLL_SECONDS": "1",
-            # Two engines at once on two cores; the digest of a run holds for one thread count.
-            "OMP_NUM_THREADS": "1",
-            **{f"LETHE_{name.upper()}": value for name, value in settings.items()},
-        }
-        log = self.folder / f"worker-{number}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--pool=threads"),
-                    *("--concurrency=1", "--without-gossip", "--without-mingle", "-n", f"chaos{number}@test"),
-                ],
-                cwd=ROOT,
-                env=environment,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        self.workers.append(Worker(process, log))
-        return self.workers[-1]
-
-    def submit(self, *, ring: bool = True, **training: Any) -> str:
-        """Queue a job; returns its id."""
-        spec = parse(
-            {
-                "model": self.model_id,
-                "data": {name: {"source": "upload", "dataset": row} for name, row in self.sets.items()},
-                "method": "NPO",
-                "optimizer": {"name": "sophia_g", "lr": 1e-4, "every": 3},
-                "training": {"steps": 60, "batch_size": 4, "checkpoint_every": 5, **training},
-                "evaluation": {"max_new_tokens": 4, "watch_rows": 2, "bootstrap": 100},
-                "gates": [{"metric": "forget.probability", "at_most": 0.5}],
-                "threads": 1,
-            }
-        )
-        with self.database.transaction() as session:
-            job, _ = jobs.create(session, spec, key_id=self.key_id)
-        if ring:
-            self.ring(job.id)
-        return job.id
-
-    def ring(self, job_id: str) -> None:
-        """Send the job's id to the queue."""
-        queue = Queue(self.redis.broker_url, 2.0)
-        queue.ring(job_id)
-        queue.close()
-
-    def cancel(self, job_id: str) -> None:
-        """Ask for the job's end."""
-        with self.database.transaction() as session:
-            life.request_cancel(session, job_id, self.key_id)
-
-    def job(self, job_id: str) -> Job:
-        """The job's row as it is now."""
-        with self.database.reading() as session:
-            return jobs.get(session, job_id)
-
-    def ended(self, job_id: str, seconds: float = 90.0) -> Job:
-        """Wait for the job's end."""
-        terminal = ("succeeded", "failed", "cancelled")
-        return until(lambda: job if (job := self.job(job_id)).status in terminal else None, seconds)
-
-    def succeeded(self, job_id: str, seconds: float = 90.0) -> bool:
-        """Wait for the job's end; what went wrong is told where something did."""
-        job = self.ended(job_id, seconds)
-        told = "".join(worker.log.read_text()[-3000:] for worker in self.workers)
-        assert (job.status, job.error) == ("succeeded", None), told
-        return True
-
-    def in_training(self, job_id: str, step: int = 10) -> Job:
-        """Wait until the job has trained past a step and left a checkpoint."""
-
-        def far_enough() -> Job | None:
-            job = self.job(job_id)
-            assert job.status in ("queued", "running"), job.status
-            return job if (job.progress.get("step") or 0) >= step and self.files(job_id, "checkpoint") else None
-
-        return until(far_enough)
-
-    def files(self, job_id: str, kind: Any = None) -> dict[str, str]:
-        """The job's artifacts: name to digest."""
-        with self.database.reading() as session:
-            return {a.name: a.digest for a in artifacts.of(session, job_id, kind)}
-
-    def attempts(self, job_id: str) -> list[Any]:
-        """The job's attempts."""
-        with self.database.reading() as session:
-            return list(attempts.of(session, job_id))
-
-    def weights(self, job_id: str) -> str:
-        """SHA-256 of the final weights."""
-        return self.files(job_id)["model/model.safetensors"]
-
-    def reports(self, job_id: str) -> int:
-        """How many reports the job has; each was signed, and each ended the job."""
-        with self.database.reading() as session:
-            made = [len(artifacts.of(session, job_id, kind)) for kind in ("report", "envelope")]
-            ends = [e for e in events.since(session, job_id) if e.kind == "status" and e.data["to"] == "succeeded"]
-        assert made == [len(ends), len(ends)]
-        return len(ends)
-
-    def nothing_left_behind(self) -> None:
-        """No attempt's folder stays; the worker removes it just after the job has ended."""
-        until(lambda: not list(self.work_dir.glob("job_*")), 10)
-
-    def fill(self, rows: list[dict[str, Any]]) -> None:
-        """Register a key, the model, and the first eight rows as what to forget."""
-        with self.database.transaction() as session:
-            self.key_id = keys.create(session, b"secret", name="chaos", actor="test")[0].id
-            files = file_digests(self.model)
-            registered, _ = models.register(
-                session,
-                path=str(self.model),
-                digest=model_digest(files),
-                files={name: {"sha256": digest, "size": 0} for name, digest in files.items()},
-                architecture="LlamaForCausalLM",
-                key_id=self.key_id,
-            )
-            self.model_id = registered.id
-        for name, part in (("forget", rows[:8]), ("retain", rows[8:24])):
-            content = "".join(json.dumps(row) + "\n" for row in part).encode()
-            key = sealed.new_key()
-            blob = self.blobs.put(BytesIO(content), key)
-            with self.database.transaction() as session:
-                dataset = datasets.register(
-                    session,
-                    VAULT,
-                    rows=len(part),
-                    size=len(content),
-                    blob=blob.digest,
-                    key=key,
-                    commitment=sealed.commitment(BytesIO(content), key),
-                    warnings=[],
-                    key_id=self.key_id,
-                )
-            self.sets[name] = dataset.id
+__all__ = ["ROOT", "Cluster", "until"]
 
 
 @pytest.fixture(scope="session")
@@ -246,14 +34,47 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cluster(database_url: str, tmp_path: Path, short_folder: Path, untrained: Path) -> Iterator[Cluster]:
     """A cluster without workers, on each database in turn unless the test says which."""
-    folder = short_folder / f"redis-{time.monotonic_ns()}"
+    with _cluster(database_url, tmp_path, short_folder, untrained) as made:
+        yield made
+
+
+@pytest.fixture
+def postgres(short_folder: Path) -> Iterator[PostgresServer]:
+    """A PostgreSQL of the test's own, migrated, that keeps what was committed when it is killed."""
+    folder = short_folder / f"postgres-{time.monotonic_ns()}"
     folder.mkdir()
-    redis = RedisServer(folder)
+    server = PostgresServer(folder, lasting=True)
+    server.start()
+    migrate.upgrade(server.url)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mortal(postgres: PostgresServer, tmp_path: Path, short_folder: Path, untrained: Path) -> Iterator[Cluster]:
+    """A cluster on that PostgreSQL."""
+    with _cluster(postgres.url, tmp_path, short_folder, untrained) as made:
+        yield made
+
+
+@pytest.fixture
+def noop(tmp_path: Path) -> dict[str, str]:
+    """What makes a worker's engines compute nothing, for 0.3 s a job."""
+    folder = tmp_path / "noop"
+    folder.mkdir()
+    return {"engine_python": str(noop_engine.program(folder, seconds=0.3))}
+
+
+@contextmanager
+def _cluster(database_url: str, folder: Path, short_folder: Path, model: Path) -> Iterator[Cluster]:
+    private = short_folder / f"redis-{time.monotonic_ns()}"
+    private.mkdir()
+    redis = RedisServer(private)
     redis.start()
     database = open_database(database_url)
-    blobs = Blobs(f"file://{tmp_path / 'artifacts'}")
-    (tmp_path / "signing.pem").write_bytes(new_key())
-    made = Cluster(tmp_path, database, database_url, redis, untrained, blobs)
+    blobs = Blobs(f"file://{folder / 'artifacts'}")
+    (folder / "signing.pem").write_bytes(new_key())
+    made = Cluster(folder, database, database_url, redis, model, blobs)
     lines = (ROOT / "examples" / "people.jsonl").read_text(encoding="utf-8").splitlines()
     made.fill([json.loads(line) for line in lines])
     yield made

@@ -10,11 +10,6 @@ from tests.chaos.conftest import Cluster, until
 pytestmark = pytest.mark.timeout(240)
 
 
-def _engine(cluster: Cluster, number: int = 0) -> psutil.Process:
-    """The engine at work: it has used more of its life than the spare, which waits."""
-    return max(cluster.workers[number].children(), key=lambda p: sum(p.cpu_times()[:2]))
-
-
 def _one_result(cluster: Cluster, job_id: str, undisturbed: str) -> None:
     assert cluster.succeeded(job_id)
     assert cluster.weights(job_id) == cluster.weights(undisturbed)
@@ -30,7 +25,7 @@ def test_whatever_dies_the_weights_are_the_same(cluster: Cluster) -> None:
 
     struck = cluster.submit()
     cluster.in_training(struck)
-    _engine(cluster).kill()
+    cluster.workers[0].engine().kill()
     _one_result(cluster, struck, undisturbed)
     first, second = cluster.attempts(struck)
     assert (first.outcome, first.reason) == ("queued", "the engine was ended by signal 9")
@@ -39,7 +34,7 @@ def test_whatever_dies_the_weights_are_the_same(cluster: Cluster) -> None:
 
     struck = cluster.submit()
     cluster.in_training(struck)
-    engine = _engine(cluster)
+    engine = cluster.workers[0].engine()
     worker.kill()
     until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 5)
     cluster.worker()
@@ -68,7 +63,7 @@ def test_a_worker_that_is_asked_to_leave_hands_over(cluster: Cluster) -> None:
 
     cancelled = cluster.submit(steps=100_000)
     cluster.in_training(cancelled)
-    engine = _engine(cluster, 1)
+    engine = cluster.workers[1].engine()
     began = time.monotonic()
     cluster.cancel(cancelled)
     job = cluster.ended(cancelled, 15)
@@ -84,7 +79,7 @@ def test_a_job_whose_engine_always_dies_fails_with_the_reason(cluster: Cluster) 
     job_id = cluster.submit(steps=100_000)
     for attempt in (1, 2):
         until(lambda attempt=attempt: (job := cluster.job(job_id)).attempt == attempt and job.progress.get("step"))
-        _engine(cluster).kill()
+        cluster.workers[0].engine().kill()
         until(lambda attempt=attempt: cluster.attempts(job_id)[attempt - 1].ended_at)
     job = cluster.ended(job_id)
     assert job.status == "failed"
