@@ -4,14 +4,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.chaos.conftest import Cluster, until
+from tests.chaos import invariants
+from tests.chaos.cluster import Cluster, until
 
 pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_every_job_ends_exactly_once_though_redis_forgets_them(cluster: Cluster) -> None:
-    workers = [cluster.worker(), cluster.worker()]
+def test_every_job_ends_exactly_once_though_redis_forgets_them(cluster: Cluster, noop: dict[str, str]) -> None:
+    workers = [cluster.worker(**noop), cluster.worker(**noop)]
     submitted = [cluster.submit(steps=2, checkpoint_every=1) for _ in range(20)]
     # Both consumers are connected and at work when their broker forgets everything and goes away.
     until(lambda: sum(cluster.job(job_id).status == "running" for job_id in submitted) == 2)
@@ -30,12 +31,13 @@ def test_every_job_ends_exactly_once_though_redis_forgets_them(cluster: Cluster)
     assert len({cluster.weights(job_id) for job_id in submitted}) == 1
     assert len({a.worker for job_id in submitted for a in cluster.attempts(job_id)}) == 2, "one worker idled"
     assert all(worker.process.poll() is None for worker in workers)
+    invariants.hold(cluster.database, cluster.blobs)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_the_same_id_five_times_at_once_runs_once(cluster: Cluster) -> None:
-    cluster.worker()
-    cluster.worker()
+def test_the_same_id_five_times_at_once_runs_once(cluster: Cluster, noop: dict[str, str]) -> None:
+    cluster.worker(**noop)
+    cluster.worker(**noop)
     until(lambda: all(worker.children() for worker in cluster.workers))
     job_id = cluster.submit(ring=False, steps=20)
     with ThreadPoolExecutor(5) as pool:
