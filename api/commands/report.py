@@ -16,7 +16,9 @@ _ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 @app.command()
 def report(
     job: Annotated[str, typer.Argument(help="the job's id", metavar="JOB")],
-    out: Annotated[Path | None, typer.Option(help="folder for report.json and the signed report.dsse.json")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for report.json, report.html and the signed report.dsse.json")
+    ] = None,
     url: Url = HERE,
     api_key: Key = "",
     as_json: AsJson = False,
@@ -27,6 +29,7 @@ def report(
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             (out / "report.json").write_bytes(written)
+            (out / "report.html").write_bytes(client.content(f"/jobs/{job}/report", "text/html"))
             (out / "report.dsse.json").write_bytes(client.content(f"/jobs/{job}/report", _ENVELOPE))
     found = json.loads(written)
     if as_json:

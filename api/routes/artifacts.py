@@ -1,22 +1,24 @@
 """The files of a job: checkpoints, everything it left, and its report, each with its digest."""
 
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from pydantic import ValidationError
 
 from api import schemas
 from api.deps import Parts, Service
-from api.errors import ReportMissing, Sealed
+from api.errors import NotAcceptable, ReportMissing, Sealed
 from api.negotiation import VARY, preferred
 from api.store import artifacts, checkpoints, jobs
 from api.store.blobs import PIECE
 from api.store.records import Artifact, ArtifactKind
+from core.report.schema import Report
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["files"])
 
@@ -24,12 +26,19 @@ JSON = "application/json"
 ENVELOPES = ("application/vnd.dsse.envelope.v1+json", "application/vnd.in-toto+json")
 BYTES = "application/octet-stream"
 SVG = "image/svg+xml"
+HTML = "text/html"
 # An image that a browser opens by itself is a document: it may style itself, and do nothing else.
 _IMAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
+_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'none'"
 Responses = dict[int | str, dict[str, Any]]
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FILE: Responses = {200: {"content": {BYTES: _BINARY, SVG: _BINARY}}}
-_REPORT: Responses = {200: {"content": {kind: {"schema": {"type": "object"}} for kind in (JSON, *ENVELOPES)}}}
+_REPORT: Responses = {
+    200: {
+        "content": {kind: {"schema": {"type": "object"}} for kind in (JSON, *ENVELOPES)}
+        | {HTML: {"schema": {"type": "string"}}}
+    }
+}
 
 
 @router.get("/checkpoints")
@@ -69,16 +78,36 @@ def download(service: Parts, job_id: str, name: str) -> StreamingResponse:
 
 
 @router.get("/report", response_class=StreamingResponse, responses=_REPORT)
-def report(service: Parts, request: Request, job_id: str) -> StreamingResponse:
-    """The report, or by Accept the signed envelope that proves it. 404 until the job has succeeded."""
-    wanted = preferred(request.headers.getlist("accept"), [JSON, *ENVELOPES])
-    kind: ArtifactKind = "report" if wanted == JSON else "envelope"
+def report(service: Parts, request: Request, job_id: str) -> Response:
+    """The report; by Accept a page for people, or the signed envelope that proves it. 404 until there is one."""
+    wanted = preferred(request.headers.getlist("accept"), [JSON, *ENVELOPES, HTML])
+    kind: ArtifactKind = "envelope" if wanted in ENVELOPES else "report"
     with service.database.reading() as session:
         job = jobs.get(session, job_id)
         found = artifacts.of(session, job_id, kind)
+        plots = artifacts.of(session, job_id, "plot") if wanted == HTML else []
     if not found:
         raise ReportMissing(f"Job {job_id} is {job.status}; a report comes only with success.")
+    if wanted == HTML:
+        return _page(service, found[0], plots)
     return _sent(service, found[0], wanted, VARY)
+
+
+def _page(service: Service, file: Artifact, plots: Sequence[Artifact]) -> HTMLResponse:
+    from core.report.render import html  # what draws pages is loaded by whoever asks for one
+
+    try:
+        written = Report.model_validate_json(_whole(service, file))
+    except ValidationError:
+        said = "This report was written by another version of Lethe, which knows how to show it. Offered: the JSON."
+        raise NotAcceptable(said, param="Accept") from None
+    page = html(written, {plot.name: _whole(service, plot) for plot in plots})
+    return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY, **VARY})
+
+
+def _whole(service: Service, file: Artifact) -> bytes:
+    with service.blobs.open(file.digest) as stream:
+        return stream.read()
 
 
 def _sent(

@@ -22,9 +22,10 @@ def html(report: Report, plots: Mapping[str, bytes] | None = None) -> str:
     """The page. `plots` are drawings (SVG) by name; they become images, in which nothing runs."""
     images = {name: base64.b64encode(drawing).decode() for name, drawing in sorted((plots or {}).items())}
     whole = report.model_dump(mode="json")
-    return _template().render(
+    page: str = _template().render(
         report=whole, says=_VERDICTS[report.verdict.verdict], metrics=_compared(whole), plots=images
     )
+    return page
 
 
 def _compared(report: Mapping[str, Any]) -> list[dict[str, Any]]:

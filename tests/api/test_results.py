@@ -17,7 +17,8 @@ from api.store.blobs import Blobs
 from api.store.metrics import Measurement
 from api.store.records import ArtifactKind
 from api.store.session import Database
-from tests.api.parts import problem, request_for
+from tests.api.parts import model_folder, problem, request_for
+from tests.report.conftest import report_on
 from tests.vault import VAULT
 
 REPORT = json.dumps({"report": True}).encode()
@@ -223,7 +224,8 @@ def test_plots_come_as_images_that_can_do_nothing_and_scores_of_rows_not_at_all(
         ("application/vnd.dsse.envelope.v1+json, */*;q=0.1", "application/vnd.dsse.envelope.v1+json", ENVELOPE),
         ("application/json;q=0.5, application/vnd.in-toto+json", "application/vnd.in-toto+json", ENVELOPE),
         ("application/*;q=0.2, application/json;q=0", "application/vnd.dsse.envelope.v1+json", ENVELOPE),
-        ("text/html", None, b""),
+        ("text/html", None, b""),  # this report is none that can be read
+        ("text/plain", None, b""),
         ("application/json;q=0", None, b""),
     ],
 )
@@ -255,3 +257,29 @@ def test_lines_of_accept_count_together(client: TestClient, database: Database, 
     response = client.get(f"/jobs/{claim.job_id}/report", headers=lines)
     assert response.headers["content-type"] == "application/vnd.in-toto+json"
     assert client.head(f"/jobs/{claim.job_id}/report").headers["content-length"] == str(len(REPORT))
+
+
+def test_a_browser_gets_the_report_as_a_page(
+    client: TestClient,
+    database: Database,
+    claim: Claim,
+    blobs: Blobs,
+    tmp_path: Path,
+) -> None:
+    report = report_on(model_folder(tmp_path))
+    with database.transaction() as session:
+        attempts.finish(
+            session,
+            claim,
+            verdict="passed",
+            files={"plot": [stored(blobs, "plots/scores.svg", b"<svg/>")]},
+            sign=lambda *_: {
+                "report": stored(blobs, "report.json", report.model_dump_json().encode()),
+                "envelope": stored(blobs, "report.dsse.json", ENVELOPE),
+            },
+        )
+    page = client.get(f"/jobs/{claim.job_id}/report", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "script" not in page.headers["content-security-policy"]
+    assert report.output_model in page.text
+    assert "data:image/svg+xml;base64,PHN2Zy8+" in page.text

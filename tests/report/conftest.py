@@ -33,6 +33,11 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def report(model: Path) -> Report:
+    return report_on(model)
+
+
+def report_on(model: Path) -> Report:
+    """A report whose output is this folder."""
     spec = parse(SPEC)
     files = file_digests(model)
     before = {"forget.probability": Measured(value=0.97, rows=20, low=0.95, high=0.99)}
