@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import structlog
+from anyio import to_thread
 from fastapi import Depends, FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -14,7 +15,19 @@ from api.deps import Service, authenticated
 from api.known_keys import KnownKeys
 from api.middleware import Surround
 from api.queue import Queue
-from api.routes import aliases, artifacts, catalogue, datasets, docs, events, health, jobs, metrics, models
+from api.routes import (
+    aliases,
+    artifacts,
+    catalogue,
+    datasets,
+    docs,
+    events,
+    health,
+    jobs,
+    metrics,
+    models,
+    webhooks,
+)
 from api.settings import Settings
 from api.store import bare, logs
 from api.store.blobs import Blobs
@@ -22,6 +35,8 @@ from api.store.errors import InvalidSetting
 from api.store.session import open_database
 from api.store.settings import end, load
 from api.store.vault import Vault
+from api.webhooks.deliverer import Deliverer
+from api.webhooks.targets import Guard
 
 log = structlog.get_logger()
 
@@ -35,6 +50,7 @@ GUARDED = (
     models.router,
     aliases.router,
     catalogue.router,
+    webhooks.router,
 )
 # Threads of their own, so that slow uploads and large folders keep no other request waiting.
 UPLOADS_AT_ONCE = 16
@@ -58,7 +74,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # Beside the first requests: the database may be away, or still without its tables.
         wrapping = threading.Thread(target=_wrap_bare_keys, args=(service,), daemon=True)
         wrapping.start()
+        deliverer = Deliverer(service.database, service.vault, service.guard)
+        if service.settings.webhooks_deliver:
+            deliverer.start()
         yield
+        await to_thread.run_sync(deliverer.close)
         wrapping.join(LEAVES_WITHIN)
         service.queue.close()
         service.database.close()
@@ -105,6 +125,7 @@ def _put_together(settings: Settings) -> Service:
         queue=Queue(settings.broker_url, settings.broker_timeout),
         vault=Vault(settings.master_key.encode()),
         known_keys=KnownKeys(settings.key_secret.encode()),
+        guard=Guard(settings.webhook_allow),
         uploads=anyio.CapacityLimiter(UPLOADS_AT_ONCE),
         hashing=anyio.CapacityLimiter(HASHING_AT_ONCE),
     )

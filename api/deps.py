@@ -20,6 +20,7 @@ from api.store.keys import Scope
 from api.store.session import Database
 from api.store.tables import ApiKey
 from api.store.vault import Vault
+from api.webhooks.targets import Guard
 from core.spec.base import Spec
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: `lethe_...`")
@@ -37,6 +38,7 @@ class Service:
     queue: Queue
     vault: Vault
     known_keys: KnownKeys
+    guard: Guard
     uploads: CapacityLimiter
     hashing: CapacityLimiter
 

@@ -8,10 +8,11 @@ from pydantic import BaseModel
 from api import schemas
 from api.errors import MEDIA_TYPE
 from api.model_schemas import NewModel, NewPromotion, RollBack
+from api.webhooks.schemas import NewWebhook
 from core.spec.job import JobSpec
 
 _REF = "#/components/schemas/{model}"
-_BY_HAND: tuple[type[BaseModel], ...] = (JobSpec, NewModel, NewPromotion, RollBack, schemas.Problem)
+_BY_HAND: tuple[type[BaseModel], ...] = (JobSpec, NewModel, NewPromotion, RollBack, NewWebhook, schemas.Problem)
 _EXAMPLE = {
     "model": {"id": "mdl_01k9h3v2q8m4x7c5b6n1r0t9wz"},
     "data": {
@@ -39,6 +40,7 @@ JOB_BODY = _body(JobSpec, example=_EXAMPLE)
 MODEL_BODY = _body(NewModel)
 PROMOTION_BODY = _body(NewPromotion)
 ROLLBACK_BODY = _body(RollBack)
+WEBHOOK_BODY = _body(NewWebhook)
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong",

@@ -40,6 +40,12 @@ class Settings(KeySettings, StoreSettings):
     events_poll: float = Field(0.5, gt=0, description="how often an event stream looks for news")
     events_heartbeat: float = Field(15, gt=0, description="longest silence of an event stream")
     broker_timeout: float = Field(1, gt=0, description="how long the broker may take for one answer")
+    webhooks_deliver: bool = Field(True, description="whether this process delivers what waits for webhooks")
+    webhook_allow: list[str] = Field(
+        default_factory=list,
+        description="hosts, addresses and networks that webhooks may lead to though they are not public or speak no "
+        'https, as a JSON list such as ["hooks.internal", "10.1.0.0/16"]',
+    )
 
     @field_validator("key_secret")
     @classmethod

@@ -29,3 +29,4 @@ class WorkerSettings(StoreSettings):
     orphan_seconds: float = Field(
         86400.0, ge=3600, description="age from which a file of the artifact store goes if no row refers to it"
     )
+    due_soon_days: float = Field(7, gt=0, le=366, description="how many days before its due date a job is due soon")

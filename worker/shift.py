@@ -9,10 +9,11 @@ import random
 import socket
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
 
-from api.store import chain, sweep, turn
+from api.store import chain, outbox, sweep, turn
 from api.store.blobs import DRAWERS, Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
@@ -115,6 +116,8 @@ class Shift:
                 log.warning("broker unreachable", error=type(error).__name__)
                 break
         self._take_waiting()
+        with self._database.transaction() as session:
+            outbox.tell_of_due_dates(session, soon=timedelta(days=self.settings.due_soon_days))
         self._seal()
         # Looks come at no fixed times, and so do drawers: workers do not look into the same one together.
         remove_orphans(self._database, self._blobs, random.randrange(DRAWERS), self.settings.orphan_seconds)

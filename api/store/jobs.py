@@ -7,7 +7,7 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from api.store import aliases, audit, due, events, models, references
+from api.store import aliases, audit, due, events, models, outbox, references
 from api.store.errors import IdempotencyMismatch
 from api.store.ids import plausible
 from api.store.lookup import absent, by_id, newest, storable
@@ -82,6 +82,7 @@ def create(
         return found, False
     events.append(session, job, "status", {"from": None, "to": "queued"})
     audit.append(session, actor=key_id, action="job.created", subject=job.id, facts={"spec_digest": digest})
+    outbox.tell_of_job(session, job)
     return job, True
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from api.store import audit, events
+from api.store import audit, events, outbox
 from api.store.errors import AttemptsExhausted, Conflict
 from api.store.lookup import by_id
 from api.store.records import Attempt
@@ -60,6 +60,7 @@ def transition(
         _close_attempt(session, moved, reason)
     events.append(session, moved, "status", told)
     audit.append(session, actor=actor, action=f"job.{to}", subject=job.id, facts={**told, "attempt": moved.attempt})
+    outbox.tell_of_job(session, moved)
     return moved
 
 

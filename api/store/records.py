@@ -132,7 +132,9 @@ class Webhook(Base):
     url: Mapped[str]
     secret: Mapped[bytes]
     kinds: Mapped[list[str]]  # of events; empty: all
+    every_job: Mapped[bool]  # tells of everybody's jobs and data sets, not of the principal's own only
     created_at: Mapped[datetime]
+    disabled_at: Mapped[datetime | None]  # since its receiver said that it is gone (410)
     deleted_at: Mapped[datetime | None]
 
 

@@ -180,7 +180,9 @@ def upgrade() -> None:
         need("url", STRING),
         need("secret", BYTES),
         need("kinds", JSON),
+        need("every_job", sa.Boolean()),
         need("created_at", TIME),
+        may("disabled_at", TIME),
         may("deleted_at", TIME),
     )
     table(

@@ -36,6 +36,7 @@ def settings_for(database_url: str, folder: Path, **changes: Any) -> Settings:
         "model_roots": [folder / "models"],
         "data_roots": [folder / "data"],
         "events_poll": 0.05,
+        "webhooks_deliver": False,
     }
     return Settings(**{**given, **changes})
 
