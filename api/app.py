@@ -16,6 +16,7 @@ from api.known_keys import KnownKeys
 from api.middleware import Surround
 from api.queue import Queue
 from api.routes import (
+    actions,
     aliases,
     artifacts,
     catalogue,
@@ -43,6 +44,7 @@ log = structlog.get_logger()
 OPEN = (health.router, docs.router)
 GUARDED = (
     jobs.router,
+    actions.router,
     metrics.router,
     events.router,
     artifacts.router,

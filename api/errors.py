@@ -135,6 +135,7 @@ _STATUS: dict[type[LetheError], int] = {
     store.Conflict: 409,
     store.NotPassed: 409,
     store.DataDestroyed: 409,
+    store.OwnRequest: 403,
     store.IdempotencyMismatch: 422,
     store.BlobMissing: 500,
     store.BlobDamaged: 500,

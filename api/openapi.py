@@ -5,14 +5,22 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from api import schemas
+from api import job_schemas, schemas
 from api.errors import MEDIA_TYPE
 from api.model_schemas import NewModel, NewPromotion, RollBack
 from api.webhooks.schemas import NewWebhook
 from core.spec.job import JobSpec
 
 _REF = "#/components/schemas/{model}"
-_BY_HAND: tuple[type[BaseModel], ...] = (JobSpec, NewModel, NewPromotion, RollBack, NewWebhook, schemas.Problem)
+_BY_HAND: tuple[type[BaseModel], ...] = (
+    JobSpec,
+    NewModel,
+    NewPromotion,
+    RollBack,
+    NewWebhook,
+    job_schemas.Reason,
+    schemas.Problem,
+)
 _EXAMPLE = {
     "model": {"id": "mdl_01k9h3v2q8m4x7c5b6n1r0t9wz"},
     "data": {
@@ -41,6 +49,7 @@ MODEL_BODY = _body(NewModel)
 PROMOTION_BODY = _body(NewPromotion)
 ROLLBACK_BODY = _body(RollBack)
 WEBHOOK_BODY = _body(NewWebhook)
+REASON_BODY = _body(job_schemas.Reason)
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong",

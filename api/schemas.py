@@ -6,13 +6,12 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.store.records import ArtifactKind
-from api.store.tables import Status, Verdict
 from core.report.schema import Sha256
 
 T = TypeVar("T")
 
 
-def _example(**value: Any) -> ConfigDict:
+def example(**value: Any) -> ConfigDict:
     return ConfigDict(from_attributes=True, json_schema_extra={"examples": [value]})
 
 
@@ -24,67 +23,10 @@ class Page(BaseModel, Generic[T]):
     after: str | None = Field(description="id of the last entry; null where the page is empty")
 
 
-class Progress(BaseModel):
-    """How far the job is in its present phase; what does not apply there is null."""
-
-    model_config = _example(phase="train", step=12, steps=60, loss=1.25, seconds_left=41.0, done=None, total=None)
-
-    phase: str | None = None
-    step: int | None = Field(None, description="optimizer steps taken")
-    steps: int | None = Field(None, description="optimizer steps in all")
-    done: int | None = Field(None, description="records done, while scoring")
-    total: int | None = None
-    loss: float | None = None
-    seconds_left: float | None = None
-
-
-class JobError(BaseModel):
-    """Why the job failed."""
-
-    model_config = _example(
-        code="diverged", message="The loss was nan at step 7.", param="optimizer.lr", retryable=False
-    )
-
-    code: str
-    message: str
-    param: str | None
-    retryable: bool
-
-
-class JobSummary(BaseModel):
-    """Where a job stands. A job can have succeeded (`status`) and still not have forgotten (`verdict`)."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: str = Field(examples=["job_01k9h3v2q8m4x7c5b6n1r0t9wz"])
-    status: Status
-    verdict: Verdict | None
-    model: str | None = Field(validation_alias="model_id", examples=["mdl_01k9h3v2q8m4x7c5b6n1r0t9wz"])
-    reason: str
-    reference: str | None = Field(description="the requester's case number")
-    progress: Progress
-    attempt: int = Field(description="how many times a worker has begun")
-    cancel_requested: bool
-    error: JobError | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-
-
-class Job(JobSummary):
-    """A job with what was asked."""
-
-    queue_position: int | None = Field(None, description="1 for the next; null unless the job is queued")
-    waits_for: str | None = Field(None, description="the running job on the same alias that a queued one waits for")
-    output_model: str | None = Field(None, description="id of the model that the job has left; POST /jobs may name it")
-    spec: dict[str, Any] = Field(description="the request with all defaults filled in")
-    spec_digest: Sha256
-
-
 class Curve(BaseModel):
     """Numbers at one optimizer step."""
 
-    model_config = _example(step=12, values={"loss": 1.25, "forget_loss": 0.8, "lr": 1e-5})
+    model_config = example(step=12, values={"loss": 1.25, "forget_loss": 0.8, "lr": 1e-5})
 
     step: int
     values: dict[str, Any]
@@ -94,7 +36,7 @@ class Metrics(BaseModel):
     """Measurements by name. A metric that could not be measured is `{"absent": reason}`; one without an interval, such
     as a p-value, has null for `low` and `high`."""
 
-    model_config = _example(
+    model_config = example(
         before={"forget.probability": {"value": 0.97, "rows": 40, "low": 0.95, "high": 0.98}},
         after={
             "forget.probability": {"value": 0.03, "rows": 40, "low": 0.01, "high": 0.05},
@@ -117,7 +59,7 @@ class Metrics(BaseModel):
 class Event(BaseModel):
     """One line of a job's history."""
 
-    model_config = _example(
+    model_config = example(
         id=7, kind="status", attempt=1, at="2026-01-31T12:00:00Z", data={"from": "queued", "to": "running"}
     )
 
@@ -139,7 +81,7 @@ class Events(BaseModel):
 class StoredFile(BaseModel):
     """A file of a job. What is sealed is kept encrypted, is not given out, and `sha256` is of what is kept."""
 
-    model_config = _example(name="config.json", size=612, sha256="0" * 64, sealed=False)
+    model_config = example(name="config.json", size=612, sha256="0" * 64, sealed=False)
 
     name: str
     size: int = Field(description="bytes")
@@ -150,7 +92,7 @@ class StoredFile(BaseModel):
 class Artifact(StoredFile):
     """A file that a job left."""
 
-    model_config = _example(
+    model_config = example(
         name="model/config.json",
         kind="model",
         size=612,
@@ -187,7 +129,7 @@ class Checkpoints(BaseModel):
 class Dataset(BaseModel):
     """An uploaded set. Its records are never given out."""
 
-    model_config = _example(
+    model_config = example(
         id="ds_01k9h3v2q8m4x7c5b6n1r0t9wz",
         name="case 2026-17",
         rows=40,
@@ -210,7 +152,7 @@ class Dataset(BaseModel):
 class Uploaded(Dataset):
     """A set just uploaded, with what is told this once."""
 
-    model_config = _example(
+    model_config = example(
         id="ds_01k9h3v2q8m4x7c5b6n1r0t9wz",
         name="case 2026-17",
         rows=40,
@@ -248,7 +190,7 @@ class Fault(BaseModel):
 class Problem(BaseModel):
     """An error (RFC 9457). `code` is stable; `detail` is for people."""
 
-    model_config = _example(
+    model_config = example(
         type="about:blank",
         title="Unprocessable Entity",
         status=422,

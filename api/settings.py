@@ -31,6 +31,10 @@ class Settings(KeySettings, StoreSettings):
         description="folders below which every path of a request must lie (data, refusals_file, evaluation), as a JSON "
         "list; none: uploads only",
     )
+    four_eyes: bool = Field(
+        False, description="whether a job begins only once another principal than its submitter has approved it"
+    )
+    due_soon_days: float = Field(7, gt=0, le=366, description="how many days before its due date a job is due soon")
     max_body: int = Field(MIB, ge=1024, description="largest JSON body")
     upload_max_bytes: int = Field(1024 * MIB, ge=1, description="largest upload of a data set")
     upload_max_rows: int = Field(1_000_000, ge=1, description="most records in an upload")

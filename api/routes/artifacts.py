@@ -15,7 +15,8 @@ from api import schemas
 from api.deps import Parts, Service
 from api.errors import NotAcceptable, ReportMissing, Sealed
 from api.negotiation import VARY, preferred
-from api.store import artifacts, checkpoints, jobs
+from api.sight import Seen
+from api.store import artifacts, checkpoints
 from api.store.blobs import PIECE
 from api.store.records import Artifact, ArtifactKind
 from core.report.schema import Report
@@ -42,31 +43,31 @@ _REPORT: Responses = {
 
 
 @router.get("/checkpoints")
-def kept(service: Parts, job_id: str) -> schemas.Checkpoints:
+def kept(service: Parts, sight: Seen, job_id: str) -> schemas.Checkpoints:
     """The checkpoints of a job. They are derived from the forget set, so their files are not given out."""
     with service.database.reading() as session:
-        jobs.get(session, job_id)
+        sight.job(session, job_id)
         found = checkpoints.of(session, job_id)
     return schemas.Checkpoints(data=[schemas.Checkpoint.model_validate(checkpoint) for checkpoint in found])
 
 
 @router.get("/artifacts")
-def listing(service: Parts, job_id: str) -> schemas.Artifacts:
+def listing(service: Parts, sight: Seen, job_id: str) -> schemas.Artifacts:
     """The files that a job left: model, report, signed envelope, plots, and the scores of rows, which are sealed.
 
     Checkpoints have a list of their own.
     """
     with service.database.reading() as session:
-        jobs.get(session, job_id)
+        sight.job(session, job_id)
         found = [file for file in artifacts.of(session, job_id) if file.kind != "checkpoint"]
     return schemas.Artifacts(data=[schemas.Artifact.model_validate(file) for file in found])
 
 
 @router.get("/artifacts/{name:path}", response_class=StreamingResponse, responses=_FILE)
-def download(service: Parts, job_id: str, name: str) -> StreamingResponse:
+def download(service: Parts, sight: Seen, job_id: str, name: str) -> StreamingResponse:
     """One file. 409 for a file that is kept encrypted."""
     with service.database.reading() as session:
-        jobs.get(session, job_id)
+        sight.job(session, job_id)
         file = artifacts.named(session, job_id, name)
     if file.sealed:
         raise Sealed(
@@ -78,12 +79,12 @@ def download(service: Parts, job_id: str, name: str) -> StreamingResponse:
 
 
 @router.get("/report", response_class=StreamingResponse, responses=_REPORT)
-def report(service: Parts, request: Request, job_id: str) -> Response:
+def report(service: Parts, sight: Seen, request: Request, job_id: str) -> Response:
     """The report; by Accept a page for people, or the signed envelope that proves it. 404 until there is one."""
     wanted = preferred(request.headers.getlist("accept"), [JSON, *ENVELOPES, HTML])
     kind: ArtifactKind = "envelope" if wanted in ENVELOPES else "report"
     with service.database.reading() as session:
-        job = jobs.get(session, job_id)
+        job = sight.job(session, job_id)
         found = artifacts.of(session, job_id, kind)
         plots = artifacts.of(session, job_id, "plot") if wanted == HTML else []
     if not found:

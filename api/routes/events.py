@@ -11,8 +11,9 @@ from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from api import schemas
-from api.deps import MOST, Caller, Parts, Service
+from api.deps import MOST, Parts, Service
 from api.negotiation import VARY, preferred
+from api.sight import Seen, Sight
 from api.store import events, jobs, keys
 from api.store.life import TERMINAL
 
@@ -35,7 +36,7 @@ async def history(
     request: Request,
     response: Response,
     service: Parts,
-    caller: Caller,
+    sight: Seen,
     job_id: str,
     after: Position = 0,
     limit: Annotated[int, Query(ge=1, le=BATCH)] = BATCH,
@@ -44,22 +45,22 @@ async def history(
     """The history beyond an event. As `text/event-stream` it goes on until the job has ended."""
     after = after if last_event_id is None else last_event_id
     if preferred(request.headers.getlist("accept"), ["application/json", STREAM]) == STREAM:
-        found, ended = await run_in_threadpool(_look, service, caller.id, job_id, after)
+        found, ended = await run_in_threadpool(_look, service, sight, job_id, after)
         if ended and not found:
             return Response(status_code=204, headers=VARY)
         headers = {"X-Accel-Buffering": "no", **VARY}  # or nginx would keep events back
-        return StreamingResponse(_stream(service, caller.id, job_id, after), media_type=STREAM, headers=headers)
-    found, _ = await run_in_threadpool(_look, service, caller.id, job_id, after, limit + 1)
+        return StreamingResponse(_stream(service, sight, job_id, after), media_type=STREAM, headers=headers)
+    found, _ = await run_in_threadpool(_look, service, sight, job_id, after, limit + 1)
     data = list(found[:limit])
     response.headers.update(VARY)
     return schemas.Events(data=data, has_more=len(found) > limit, after=data[-1].id if data else after)
 
 
-async def _stream(service: Service, key_id: str, job_id: str, after: int) -> AsyncIterator[bytes]:
+async def _stream(service: Service, sight: Sight, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Between two looks nothing is held: no thread and no connection."""
     spoke = time.monotonic()
     while True:
-        found, ended = await run_in_threadpool(_look, service, key_id, job_id, after)
+        found, ended = await run_in_threadpool(_look, service, sight, job_id, after)
         for event in found:
             after = event.id
             yield format_sse_event(data_str=event.model_dump_json(), event=event.kind, id=str(event.id))
@@ -75,11 +76,11 @@ async def _stream(service: Service, key_id: str, job_id: str, after: int) -> Asy
 
 
 def _look(
-    service: Service, key_id: str, job_id: str, after: int, limit: int = BATCH
+    service: Service, sight: Sight, job_id: str, after: int, limit: int = BATCH
 ) -> tuple[Sequence[schemas.Event], bool]:
     """Events beyond `after`, and whether no more will follow: the job has ended, or the key opens nothing any more."""
     with service.database.reading() as session:
         # The status first: whatever ended the job has then already written its event.
-        ended = jobs.status_of(session, job_id) in TERMINAL or not keys.usable(session, key_id)
+        ended = jobs.status_of(session, job_id, only=sight.only) in TERMINAL or not keys.usable(session, sight.key.id)
         rows = events.since(session, job_id, after, limit)
     return [schemas.Event.model_validate(row) for row in rows], ended

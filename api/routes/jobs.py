@@ -1,18 +1,24 @@
-"""Jobs: submit a forget request, look at it, cancel it, try it again."""
+"""Jobs: submit a forget request, and look at those there are."""
 
 import hashlib
 import json
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
+from pydantic import Field
 from sqlalchemy.orm import Session
 
-from api import schemas
+from api import job_schemas, schemas
 from api.admission import admit
 from api.body import json_body
-from api.deps import Caller, PageQuery, Parts
+from api.deps import PageQuery, Parts, Writer
+from api.errors import REQUEST_ID
 from api.openapi import JOB_BODY
-from api.store import jobs, life, models, turn
+from api.sight import Seen
+from api.store import deadlines, jobs, life, models, turn
+from api.store.jobs import Priority
 from api.store.tables import Job, Status
 from core.spec.job import parse
 
@@ -25,84 +31,99 @@ class JobQuery(PageQuery):
     status: Status | None = None
     model: str | None = None
     reference: str | None = None
+    priority: Priority | None = None
+    due: deadlines.Due | None = Field(
+        None, description="of those that have not ended: late ones, or those due within LETHE_DUE_SOON_DAYS"
+    )
 
 
 @router.post(
     "",
     status_code=201,
     openapi_extra={"requestBody": JOB_BODY},
-    responses={200: {"model": schemas.Job, "description": "The job that this Idempotency-Key already made"}},
+    responses={200: {"model": job_schemas.Job, "description": "The job that this Idempotency-Key already made"}},
 )
 def submit(
+    request: Request,
     service: Parts,
-    caller: Caller,
+    caller: Writer,
     body: Annotated[Any, Depends(json_body)],
     after: BackgroundTasks,
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-) -> schemas.Job:
-    """Ask for something to be forgotten. With the same Idempotency-Key and body it is done once, however often sent."""
+) -> job_schemas.Job:
+    """Ask for something to be forgotten. With the same Idempotency-Key and body it is done once, however often sent,
+    by whichever key of the principal. Under four eyes the job awaits approval."""
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     digest = hashlib.sha256(canonical).hexdigest()
+    asker = caller.principal_id
     # Before anything is judged: what was taken once is answered the same, also where a file is gone since.
     with service.database.reading() as session:
-        known = jobs.earlier(session, key_id=caller.id, idempotency_key=idempotency_key, body_digest=digest)
-        answer = _seen(session, known) if known else None
+        known = jobs.earlier(session, principal_id=asker, idempotency_key=idempotency_key, body_digest=digest)
+        answer = seen(session, known) if known else None
     created = False
     if answer is None:
         spec = admit(parse(body), service.settings.data_roots)
         with service.database.transaction() as session:
             job, created = jobs.create(
-                session, spec, key_id=caller.id, idempotency_key=idempotency_key, body_digest=digest
+                session,
+                spec,
+                key_id=caller.id,
+                principal_id=asker,
+                idempotency_key=idempotency_key,
+                body_digest=digest,
+                request_id=request.scope[REQUEST_ID],
+                needs_approval=service.settings.four_eyes,
             )
-            answer = _seen(session, job)
-    if created:
+            answer = seen(session, job)
+    if not created:
+        response.status_code = 200
+    elif answer.status == "queued":
         # Only now: a worker must find the row. After the answer: a broker that is away must not delay it.
         after.add_task(service.queue.ring, answer.id)
-    else:
-        response.status_code = 200
     response.headers["Location"] = f"/jobs/{answer.id}"
     return answer
 
 
 @router.get("")
-def listing(service: Parts, query: Annotated[JobQuery, Query()]) -> schemas.Page[schemas.JobSummary]:
-    """Jobs, the newest first."""
+def listing(service: Parts, sight: Seen, query: Annotated[JobQuery, Query()]) -> schemas.Page[job_schemas.JobSummary]:
+    """Jobs, the newest first: one's own, and with jobs:read, jobs:approve, audit:read or admin everybody's."""
+    within = timedelta(days=service.settings.due_soon_days)
     with service.database.reading() as session:
-        rows, more = jobs.page(session, **query.model_dump())
-    data = [schemas.JobSummary.model_validate(row) for row in rows]
+        rows, more = jobs.page(session, **query.model_dump(), within=within, only=sight.only)
+        data = _summaries(session, rows)
     return schemas.Page(data=data, has_more=more, after=data[-1].id if data else None)
 
 
+@router.get("/counts")
+def counts(service: Parts, sight: Seen) -> job_schemas.Counts:
+    """How many jobs there are in each status, and how many are late or due soon."""
+    within = timedelta(days=service.settings.due_soon_days)
+    with service.database.reading() as session:
+        return job_schemas.Counts.model_validate(vars(deadlines.counts(session, within, only=sight.only)))
+
+
 @router.get("/{job_id}")
-def one(service: Parts, job_id: str) -> schemas.Job:
+def one(service: Parts, sight: Seen, job_id: str) -> job_schemas.Job:
     """Where a job stands, and what was asked."""
     with service.database.reading() as session:
-        return _seen(session, jobs.get(session, job_id))
+        return seen(session, sight.job(session, job_id))
 
 
-@router.post("/{job_id}/cancel")
-def cancel(service: Parts, caller: Caller, job_id: str) -> schemas.Job:
-    """End a job that waits at once, and one that runs at its next batch. 409 where it has ended already."""
-    with service.database.transaction() as session:
-        return _seen(session, life.request_cancel(session, job_id, caller.id))
-
-
-@router.post("/{job_id}/retry")
-def retry(service: Parts, caller: Caller, job_id: str, after: BackgroundTasks) -> schemas.Job:
-    """Queue a failed or cancelled job again; it goes on from its last checkpoint. 409 in every other status."""
-    with service.database.transaction() as session:
-        answer = _seen(session, life.retry(session, job_id, caller.id))
-    after.add_task(service.queue.ring, job_id)
-    return answer
-
-
-def _seen(session: Session, job: Job) -> schemas.Job:
-    seen = schemas.Job.model_validate(job, from_attributes=True)
+def seen(session: Session, job: Job) -> job_schemas.Job:
+    """The job as the API shows it."""
+    told = job_schemas.Job.model_validate(job, from_attributes=True)
     made = models.of_job(session, job.id) if job.status == "succeeded" else None
     more = {
         "queue_position": jobs.queue_position(session, job),
         "waits_for": turn.waits_for(session, job),
         "output_model": made.id if made else None,
+        "data_destroyed": bool(life.destroyed(session, [job])),
     }
-    return seen.model_copy(update=more)
+    return told.model_copy(update=more)
+
+
+def _summaries(session: Session, rows: Sequence[Job]) -> list[job_schemas.JobSummary]:
+    destroyed = life.destroyed(session, rows)
+    told = [job_schemas.JobSummary.model_validate(row) for row in rows]
+    return [job.model_copy(update={"data_destroyed": job.id in destroyed}) for job in told]

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Query
 
 from api import schemas
 from api.deps import MOST, Parts
-from api.store import jobs, metrics
+from api.sight import Seen
+from api.store import metrics
 from api.store.records import Metric
 
 router = APIRouter(prefix="/jobs/{job_id}/metrics", tags=["jobs"])
@@ -16,13 +17,14 @@ router = APIRouter(prefix="/jobs/{job_id}/metrics", tags=["jobs"])
 @router.get("")
 def measured(
     service: Parts,
+    sight: Seen,
     job_id: str,
     after_step: Annotated[int, Query(ge=-1, le=MOST)] = -1,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
 ) -> schemas.Metrics:
     """Scores before and after training, their difference, and the training curve beyond a step."""
     with service.database.reading() as session:
-        jobs.get(session, job_id)
+        sight.job(session, job_id)
         scores = {row.kind: row.values for row in metrics.of(session, job_id, "before", "after")}
         curve = metrics.of(session, job_id, "step", after_step=after_step, limit=limit + 1)
         watch = metrics.of(session, job_id, "watch", after_step=after_step, limit=limit + 1)

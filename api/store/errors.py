@@ -5,6 +5,7 @@ LetheError
 ├── Conflict               the job's status does not allow this
 │   ├── NotPassed          the model's own job has not shown that it forgot
 │   └── DataDestroyed      the job's data is gone for good
+├── OwnRequest             under four eyes nobody approves what they asked for themselves
 ├── IdempotencyMismatch    the Idempotency-Key was used before, with another body
 ├── AttemptsExhausted      the job's attempts died until the cap was reached
 ├── BlobMissing            the artifact store lacks a file that a row refers to
@@ -37,6 +38,12 @@ class DataDestroyed(Conflict):
     """The keys that opened the data were destroyed."""
 
     code = "data_destroyed"
+
+
+class OwnRequest(LetheError):
+    """The principal who submitted a job is not the one to approve it."""
+
+    code = "forbidden"
 
 
 class IdempotencyMismatch(LetheError):

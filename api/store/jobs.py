@@ -1,13 +1,15 @@
 """Jobs as a requester sees them: create, read, list. What happens to them afterwards is in `life` and `attempts`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from datetime import timedelta
+from typing import Any, Literal, get_args
 
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from api.store import aliases, audit, due, events, models, outbox, references
+from api.store import aliases, audit, deadlines, events, models, outbox, references, turn
+from api.store import due as dates
 from api.store.errors import IdempotencyMismatch
 from api.store.ids import plausible
 from api.store.lookup import absent, by_id, newest, storable
@@ -16,7 +18,9 @@ from api.store.tables import ApiKey, Dataset, Job, JobDataset, Status
 from core.errors import Problem, SpecError
 from core.spec.job import JobSpec
 
-_RANKS = {"high": 0, "normal": 1, "low": 2}
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # each stands at its rank
+COUNTED = 1000
 
 
 def create(
@@ -28,21 +32,30 @@ def create(
     idempotency_key: str | None = None,
     body_digest: str | None = None,
     request_id: str | None = None,
+    needs_approval: bool = False,
 ) -> tuple[Job, bool]:
-    """Queue a job, or find the one that this key already made with this `idempotency_key`; True if it is new.
+    """Queue a job, or find the one that this principal made with this `idempotency_key`; True if it is new.
 
-    `body_digest` tells bodies apart; absent, the spec's digest does. Raises SpecError for an unknown model or data set
-    and IdempotencyMismatch where the earlier body was another one.
+    `body_digest` tells bodies apart; absent, the spec's digest does. With `needs_approval` it awaits that first. Raises
+    SpecError for an unknown model or data set or a time at which no request came in, and IdempotencyMismatch where the
+    earlier body was another one.
     """
     storable(spec.reference, "reference")
     principal_id = principal_id or session.get_one(ApiKey, key_id).principal_id
     digest = spec.digest()
     body_digest = body_digest or digest
+    found = earlier(session, principal_id=principal_id, idempotency_key=idempotency_key, body_digest=body_digest)
+    if found is not None:
+        return found, False
     moment = now(session)
+    dates.check(spec.received_at, moment)
+    received = spec.received_at or moment
     resolved = spec.model_dump(mode="json")
+    if problems := list(_unknown(session, resolved)):
+        raise SpecError(problems)
     uploads = references.uploads(resolved)
     job = Job(
-        status="queued",
+        status="awaiting_approval" if needs_approval else "queued",
         model_id=references.models(resolved)["model"].get("id"),
         forget_id=uploads.get("forget"),
         retain_id=uploads.get("retain"),
@@ -54,9 +67,9 @@ def create(
         principal_id=principal_id,
         request_id=request_id,
         alias=references.models(resolved)["model"].get("alias"),
-        rank=_RANKS[spec.priority],
-        received_at=spec.received_at,
-        due_at=due.a_month_after(spec.received_at or moment),
+        rank=PRIORITIES.index(spec.priority),
+        received_at=received,
+        due_at=dates.of(received),
         warnings=[],
         idempotency_key=idempotency_key,
         body_digest=body_digest,
@@ -64,33 +77,32 @@ def create(
         queued_at=moment,
         rung_at=moment,
     )
-    found = earlier(session, key_id=key_id, idempotency_key=idempotency_key, body_digest=body_digest)
-    if found is None:
-        if problems := list(_unknown(session, resolved)):
-            raise SpecError(problems)
-        try:
-            with session.begin_nested():
-                session.add(job)
-                session.flush()
-                session.add_all(JobDataset(job_id=job.id, role=role, dataset_id=d) for role, d in uploads.items())
-        except IntegrityError:
-            # Somebody with the same idempotency key was faster, and has committed by now.
-            found = earlier(session, key_id=key_id, idempotency_key=idempotency_key, body_digest=body_digest)
-            if found is None:
-                raise
-    if found is not None:
+    try:
+        with session.begin_nested():
+            session.add(job)
+            session.flush()
+            session.add_all(JobDataset(job_id=job.id, role=role, dataset_id=d) for role, d in uploads.items())
+    except IntegrityError:
+        # Somebody with the same idempotency key was faster, and has committed by now.
+        found = earlier(session, principal_id=principal_id, idempotency_key=idempotency_key, body_digest=body_digest)
+        if found is None:
+            raise
         return found, False
-    events.append(session, job, "status", {"from": None, "to": "queued"})
-    audit.append(session, actor=key_id, action="job.created", subject=job.id, facts={"spec_digest": digest})
+    events.append(session, job, "status", {"from": None, "to": job.status})
+    facts = {"spec_digest": digest, "status": job.status}
+    audit.append(session, actor=principal_id, key_id=key_id, action="job.created", subject=job.id, facts=facts)
     outbox.tell_of_job(session, job)
     return job, True
 
 
-def earlier(session: Session, *, key_id: str, idempotency_key: str | None, body_digest: str) -> Job | None:
-    """The job that this key already made with this `idempotency_key`. Raises IdempotencyMismatch for another body."""
+def earlier(session: Session, *, principal_id: str, idempotency_key: str | None, body_digest: str) -> Job | None:
+    """The job that this principal already made with this `idempotency_key`, by whichever key of theirs.
+
+    Raises IdempotencyMismatch for another body.
+    """
     if storable(idempotency_key, "Idempotency-Key") is None:
         return None
-    query = select(Job).where(Job.key_id == key_id, Job.idempotency_key == idempotency_key)
+    query = select(Job).where(Job.principal_id == principal_id, Job.idempotency_key == idempotency_key)
     found = session.scalars(query).one_or_none()
     if found is not None and found.body_digest != body_digest:
         raise IdempotencyMismatch(
@@ -101,14 +113,18 @@ def earlier(session: Session, *, key_id: str, idempotency_key: str | None, body_
     return found
 
 
-def get(session: Session, job_id: str) -> Job:
-    """Raises NotFound."""
-    return by_id(session, Job, job_id)
+def get(session: Session, job_id: str, *, only: str | None = None) -> Job:
+    """The job. With `only`, another principal's is as absent as one that never was. Raises NotFound."""
+    job = by_id(session, Job, job_id)
+    if only is not None and job.principal_id != only:
+        raise absent(Job, job_id)
+    return job
 
 
-def status_of(session: Session, job_id: str) -> Status:
-    """The status alone, for whoever looks often. Raises NotFound."""
-    found = session.scalar(select(Job.status).where(Job.id == job_id)) if plausible(job_id) else None
+def status_of(session: Session, job_id: str, *, only: str | None = None) -> Status:
+    """The status alone, for whoever looks often; `only` as for `get`. Raises NotFound."""
+    mine = () if only is None else (Job.principal_id == only,)
+    found = session.scalar(select(Job.status).where(Job.id == job_id, *mine)) if plausible(job_id) else None
     if found is None:
         raise absent(Job, job_id)
     return found
@@ -120,14 +136,24 @@ def page(
     status: str | None = None,
     model: str | None = None,
     reference: str | None = None,
+    priority: Priority | None = None,
+    due: deadlines.Due | None = None,
+    within: timedelta = timedelta(days=7),
+    only: str | None = None,
     after: str | None = None,
     limit: int = 50,
 ) -> tuple[Sequence[Job], bool]:
     """Jobs without their specs, the newest first, and whether there are more behind the last.
 
-    Raises SpecError for an unknown status.
+    `within` is how near a due date is soon; `only` as for `get`. Raises SpecError for an unknown status.
     """
     query = select(Job).options(defer(Job.spec), defer(Job.key))
+    if only is not None:
+        query = query.where(Job.principal_id == only)
+    if priority is not None:
+        query = query.where(Job.rank == PRIORITIES.index(priority))
+    if due is not None:
+        query = query.where(deadlines.among(due, now(session), within))
     if status is not None:
         allowed = get_args(Status)
         if status not in allowed:
@@ -141,12 +167,14 @@ def page(
 
 
 def queue_position(session: Session, job: Job) -> int | None:
-    """1 for the job that is next; None unless it is queued."""
+    """1 for the job that is next; None unless it is queued, and where more than `COUNTED` are ahead of it."""
     if job.status != "queued":
         return None
     earlier = tuple_(Job.rank, Job.due_at, Job.id) < tuple_(job.rank, job.due_at, job.id)
-    ahead = select(func.count()).select_from(Job).where(Job.status == "queued", earlier)
-    return session.execute(ahead).scalar_one() + 1
+    # In the order of the index, so that nothing beyond the limit is looked at however long the queue is.
+    ahead = select(Job.id).where(Job.status == "queued", earlier).order_by(*turn.ORDER).limit(COUNTED + 1)
+    found = session.execute(select(func.count()).select_from(ahead.subquery())).scalar_one()
+    return found + 1 if found <= COUNTED else None
 
 
 def _unknown(session: Session, spec: Mapping[str, Any]) -> Iterator[Problem]:

@@ -1,25 +1,25 @@
 """A job's life: which status may follow which, and the one function through which every change of status goes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from api.store import audit, events, outbox
-from api.store.errors import AttemptsExhausted, Conflict
+from api.store.errors import AttemptsExhausted, Conflict, DataDestroyed
 from api.store.lookup import by_id
 from api.store.records import Attempt
 from api.store.session import now
-from api.store.tables import Job, Status
+from api.store.tables import Dataset, Job, JobDataset, Status
 
 MOVES: dict[Status, frozenset[Status]] = {
     "awaiting_approval": frozenset({"queued", "rejected", "cancelled"}),
     "queued": frozenset({"running", "cancelled"}),
     "running": frozenset({"succeeded", "failed", "cancelled", "queued"}),
-    "failed": frozenset({"queued"}),
-    "cancelled": frozenset({"queued"}),
+    "failed": frozenset({"queued", "awaiting_approval"}),
+    "cancelled": frozenset({"queued", "awaiting_approval"}),
     "succeeded": frozenset(),
     "rejected": frozenset(),
 }
@@ -33,14 +33,15 @@ def transition(
     to: Status,
     *,
     actor: str,
+    key_id: str | None = None,
     reason: str | None = None,
     changes: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Job:
     """Move the job, if it still is as `job` says, and write history and audit with it.
 
-    `changes` are further columns of the row; `facts` go into history and audit. Raises Conflict if the move is not
-    allowed, or if the job's status or attempt was changed in the meantime.
+    `changes` are further columns of the row; `facts` go into history and audit; `key_id` is the actor's. Raises
+    Conflict if the move is not allowed, or if the job's status or attempt was changed in the meantime.
     """
     before = job.status
     if to not in MOVES[before]:
@@ -59,38 +60,55 @@ def transition(
     if before == "running":
         _close_attempt(session, moved, reason)
     events.append(session, moved, "status", told)
-    audit.append(session, actor=actor, action=f"job.{to}", subject=job.id, facts={**told, "attempt": moved.attempt})
+    facts = {**told, "attempt": moved.attempt}
+    audit.append(session, actor=actor, key_id=key_id, action=f"job.{to}", subject=job.id, facts=facts)
     outbox.tell_of_job(session, moved)
     return moved
 
 
-def request_cancel(session: Session, job_id: str, actor: str) -> Job:
+def request_cancel(session: Session, job_id: str, actor: str, key_id: str | None = None) -> Job:
     """Cancel a job that waits, or ask the worker of a running one to stop; asking twice changes nothing.
 
     Raises NotFound, or Conflict where the job has already ended.
     """
     job = by_id(session, Job, job_id, lock=True)
     if job.status in TERMINAL:
-        raise Conflict(f"Job {job.id} is {job.status}; it can be cancelled only while queued or running.")
+        raise Conflict(f"Job {job.id} is {job.status}; it can be cancelled only until it has ended.")
     if job.status != "running":
-        return transition(session, job, "cancelled", actor=actor, reason="cancel requested")
+        return transition(session, job, "cancelled", actor=actor, key_id=key_id, reason="cancel requested")
     if not job.cancel_requested:
         job.cancel_requested = True
         events.append(session, job, "cancel_requested", {})
-        audit.append(session, actor=actor, action="job.cancel_requested", subject=job.id)
+        audit.append(session, actor=actor, key_id=key_id, action="job.cancel_requested", subject=job.id)
     return job
 
 
-def retry(session: Session, job_id: str, actor: str) -> Job:
+def retry(session: Session, job_id: str, actor: str, key_id: str | None = None, *, needs_approval: bool = False) -> Job:
     """Queue a failed or cancelled job again. It goes on from its last checkpoint, with all attempts to spare.
 
-    Raises NotFound, or Conflict in every other status.
+    With `needs_approval` a job that nobody has approved yet awaits that first: cancelling is no way around it. Raises
+    NotFound, DataDestroyed, or Conflict in every other status.
     """
     job = by_id(session, Job, job_id, lock=True)
     if job.status not in ("failed", "cancelled"):
         raise Conflict(f"Job {job.id} is {job.status}; only a failed or cancelled job can be retried.")
+    if destroyed(session, [job]):
+        raise DataDestroyed(
+            f"The data of job {job.id} was destroyed, so it cannot run again. Upload it, and submit anew."
+        )
+    to: Status = "awaiting_approval" if needs_approval and job.approved_at is None else "queued"
     changes = {"counted": 0, "cancel_requested": False, "error": None}
-    return transition(session, job, "queued", actor=actor, reason="retry requested", changes=changes)
+    return transition(session, job, to, actor=actor, key_id=key_id, reason="retry requested", changes=changes)
+
+
+def destroyed(session: Session, jobs: Sequence[Job]) -> set[str]:
+    """Ids of those of the jobs that could not run again, because data of theirs was destroyed."""
+    ended = [job.id for job in jobs if job.status in TERMINAL]  # the data of the others is kept
+    if not ended:
+        return set()
+    gone = select(JobDataset.job_id).join(Dataset, Dataset.id == JobDataset.dataset_id)
+    found = set(session.scalars(gone.where(JobDataset.job_id.in_(ended), Dataset.destroyed_at.is_not(None))))
+    return found | {job.id for job in jobs if job.destroyed_at is not None}
 
 
 def give_back(session: Session, job: Job, *, actor: str, reason: str, counts: bool, cap: int) -> Job:
@@ -114,7 +132,7 @@ def _arriving(job: Job, to: Status, moment: datetime) -> dict[str, Any]:
         values |= {"lease_until": None, "leased_by": None}
     if to == "running":
         values |= {"started_at": job.started_at or moment}
-    elif to == "queued":
+    elif to in ("queued", "awaiting_approval"):
         values |= {"queued_at": moment, "rung_at": moment, "finished_at": None, "progress": {}}
     elif to in TERMINAL:
         values |= {"finished_at": moment}

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import httpx
 
 from api.settings import Settings
 from api.store import keys
+from api.store.keys import Scope
 from api.store.session import Database
 from tests.vault import MASTER
 
@@ -41,10 +43,19 @@ def settings_for(database_url: str, folder: Path, **changes: Any) -> Settings:
     return Settings(**{**given, **changes})
 
 
-def key_for(database: Database, name: str = "tester", secret: str = SECRET, expires_at: datetime | None = None) -> str:
-    """The text of a new key."""
+def key_for(
+    database: Database,
+    name: str = "tester",
+    secret: str = SECRET,
+    expires_at: datetime | None = None,
+    scopes: Sequence[Scope] = ("admin",),
+) -> str:
+    """The text of a new key of the principal of that name."""
     with database.transaction() as session:
-        return keys.create(session, secret.encode(), name=name, actor="test", expires_at=expires_at)[1]
+        made = keys.create(
+            session, secret.encode(), name=name, principal=name, scopes=scopes, actor="test", expires_at=expires_at
+        )
+        return made[1]
 
 
 def bearer(key: str) -> dict[str, str]:

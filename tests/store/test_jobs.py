@@ -26,7 +26,7 @@ def test_a_new_job_holds_what_was_asked(database: Database, spec: JobSpec, key: 
         assert again.spec_digest == spec.digest()
         assert again.created_at.utcoffset() is not None
         assert [(e.kind, e.data) for e in events.since(session, job.id)] == [("status", {"from": None, "to": "queued"})]
-        assert [(e.actor, e.action) for e in audit.about(session, job.id)] == [(key.id, "job.created")]
+        assert [(e.actor, e.action) for e in audit.about(session, job.id)] == [(key.principal_id, "job.created")]
 
 
 def test_one_idempotency_key_makes_one_job_however_many_ask_at_once(

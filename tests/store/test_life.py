@@ -26,7 +26,9 @@ ALLOWED = {
     ("running", "cancelled"),
     ("running", "queued"),
     ("failed", "queued"),
+    ("failed", "awaiting_approval"),
     ("cancelled", "queued"),
+    ("cancelled", "awaiting_approval"),
 }
 
 

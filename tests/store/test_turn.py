@@ -3,6 +3,9 @@
 import random
 from datetime import UTC, datetime, timedelta
 
+import pytest
+from sqlalchemy import insert, select
+
 from api.store import attempts, jobs, turn
 from api.store.session import Database
 from api.store.tables import ApiKey, Dataset, Job, Model
@@ -73,3 +76,19 @@ def test_a_job_that_somebody_is_taking_keeps_nobody_waiting(
     assert first is not None
     assert second is not None
     assert [first.job_id, second.job_id] == expected[:2]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_place_far_back_in_a_long_queue_is_not_counted(
+    database: Database, key: ApiKey, model: Model, dataset: Dataset
+) -> None:
+    with database.transaction() as session:
+        made = jobs.create(session, spec_for(model.id, dataset.id), key_id=key.id)[0]
+        row = {column.name: getattr(made, column.name) for column in Job.__table__.columns}
+        more = [row | {"id": f"job_{number:026}"} for number in range(jobs.COUNTED + 1)]
+        session.execute(insert(Job), more)
+    with database.reading() as session:
+        waiting = session.scalars(select(Job).order_by(Job.id)).all()
+        assert [jobs.queue_position(session, job) for job in waiting[:3]] == [1, 2, 3]
+        assert jobs.queue_position(session, waiting[jobs.COUNTED]) == jobs.COUNTED + 1
+        assert jobs.queue_position(session, waiting[jobs.COUNTED + 1]) is None

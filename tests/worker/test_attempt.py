@@ -114,7 +114,7 @@ def test_the_report_says_who_asked_and_is_signed_as_it_is_handed_out(
     assert said.approved_by.name == "Second Pair"
     assert isinstance(said.approved_at, str)
     assert isinstance(said.reference, Absent)
-    assert said.due_at == due.a_month_after(job.created_at).strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert said.due_at == due.of(job.created_at).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert isinstance(said.audit_head, AuditHead)
     with database.snapshot() as session:
         books = chain_check.verify(

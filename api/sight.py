@@ -1,0 +1,52 @@
+"""Whose jobs a caller may see, and whose they may act on.
+
+Jobs that are not seen are answered as if they were not there; what is seen and may not be done is refused.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import Depends
+from sqlalchemy.orm import Session
+
+from api.deps import Caller
+from api.errors import Forbidden
+from api.store import jobs, keys
+from api.store.keys import Scope
+from api.store.tables import ApiKey, Job
+
+# Whoever has one of these sees every job; anybody else sees those of their own principal.
+SEE_ALL: Final[tuple[Scope, ...]] = ("jobs:read", "jobs:approve", "audit:read")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one key sees."""
+
+    key: ApiKey
+
+    @property
+    def only(self) -> str | None:
+        """The principal whose jobs alone are seen; None: everybody's."""
+        return None if any(keys.may(self.key, scope) for scope in SEE_ALL) else self.key.principal_id
+
+    def job(self, session: Session, job_id: str) -> Job:
+        """A job that is seen. Raises NotFound."""
+        return jobs.get(session, job_id, only=self.only)
+
+
+def sight_of(caller: Caller) -> Sight:
+    """The caller's sight."""
+    return Sight(caller)
+
+
+Seen = Annotated[Sight, Depends(sight_of)]
+
+
+def its_owner(session: Session, caller: ApiKey, job_id: str) -> None:
+    """Raises NotFound where the caller does not see the job, and Forbidden where it is another principal's."""
+    job = Sight(caller).job(session, job_id)
+    if job.principal_id != caller.principal_id and not keys.may(caller, "admin"):
+        raise Forbidden(
+            f"Job {job_id} is another principal's; this call needs the scope admin there.", param="Authorization"
+        )
