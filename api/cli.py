@@ -154,13 +154,14 @@ def verify(
     report: Annotated[Path, typer.Argument(help="the signed envelope, or the report with its envelope beside it")],
     key: Annotated[Path, typer.Option(help="the public key (PEM) of whoever signed")],
     model: Annotated[Path | None, typer.Option(help="the output model's folder, to compare its files")] = None,
+    destruction: Annotated[Path | None, typer.Option(help="the signed record that its data was destroyed")] = None,
     as_json: AsJson = False,
 ) -> NoReturn:
     """Check a signed report offline. Exit 0: all matches; 1: something does not; 2: something cannot be read."""
     from core.report.verify import verify_files
 
     try:
-        found = verify_files(report, model, key)
+        found = verify_files(report, model, key, destruction)
     except LetheError as error:
         if not as_json:
             raise

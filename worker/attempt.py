@@ -132,7 +132,7 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None
 
     def signed(session: Session, job: Job) -> dict[ArtifactKind, StoredFile]:
         _still_there(bench.blobs, stored["model"])
-        evidence.write(session, job, report, bench.signing_key, out)
+        evidence.write(session, job, report, bench.signing_key, out, retention_days=bench.settings.retention_days)
         return {
             "report": _put(bench.blobs, out / evidence.PLAIN, evidence.PLAIN),
             "envelope": _put(bench.blobs, out / evidence.ENVELOPE, evidence.ENVELOPE),

@@ -1,13 +1,14 @@
 """The report as it is handed out: what the engine measured, with who asked for it, written plainly and signed."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from api.store import asked, chain
+from api.store.session import now
 from api.store.tables import Job
 from core.report.schema import Absent, Report, Requested
 from core.report.sign import sign
@@ -18,17 +19,19 @@ _WHY_NOT = {
     "reference": "the request gave none",
     "approved_by": "the service asked for no approval",
     "approved_at": "the service asked for no approval",
-    "data_destroyed_by": "no deadline was known",
 }
 
 
-def write(session: Session, job: Job, measured: Report, signing_key: bytes, out: Path) -> Report:
+def write(
+    session: Session, job: Job, measured: Report, signing_key: bytes, out: Path, *, retention_days: float
+) -> Report:
     """Write `report.json` and `report.dsse.json` into `out`, and return what both say.
 
     Called within the finishing transaction, behind its fence: an attempt that lost its lease signs nothing.
     """
     # Whoever has the report can later tell that nothing up to here was cut off the log or changed.
     facts = {**asked.of(session, job), "audit_head": vars(chain.seal(session))}
+    facts["data_destroyed_by"] = now(session) + timedelta(days=retention_days)
     report = measured.model_copy(update={"request": _requested(facts)})
     (out / PLAIN).write_text(report.model_dump_json(indent=2))
     (out / ENVELOPE).write_bytes(sign(report, signing_key))
@@ -37,9 +40,9 @@ def write(session: Session, job: Job, measured: Report, signing_key: bytes, out:
 
 def _requested(facts: Mapping[str, Any]) -> Requested:
     lacking = {name: Absent(absent=why) for name, why in _WHY_NOT.items() if facts.get(name) is None}
-    return Requested.model_validate({name: _told(value) for name, value in facts.items()} | lacking)
+    return Requested.model_validate({name: told(value) for name, value in facts.items()} | lacking)
 
 
-def _told(value: Any) -> Any:
+def told(value: Any) -> Any:
     """Times as a report tells them: RFC 3339, UTC, to the second."""
     return value.isoformat(timespec="seconds").replace("+00:00", "Z") if isinstance(value, datetime) else value

@@ -21,6 +21,7 @@ from api.store.vault import Vault
 from core.report.heads import sign_head
 from core.report.keys import EvidenceError, load_key, load_or_create_key
 from worker.attempt import Bench, run_next
+from worker.destruction import destroy_due, record_destroyed
 from worker.engine import Spare
 from worker.folder import remove_abandoned
 from worker.orphans import remove_orphans
@@ -118,6 +119,8 @@ class Shift:
         self._take_waiting()
         with self._database.transaction() as session:
             outbox.tell_of_due_dates(session, soon=timedelta(days=self.settings.due_soon_days))
+        destroy_due(self._database, self._blobs, self.settings.retention_days, f"worker:{self._name}")
+        record_destroyed(self._database, self._blobs, self._key)
         self._seal()
         # Looks come at no fixed times, and so do drawers: workers do not look into the same one together.
         remove_orphans(self._database, self._blobs, random.randrange(DRAWERS), self.settings.orphan_seconds)

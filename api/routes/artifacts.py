@@ -40,6 +40,7 @@ _REPORT: Responses = {
         | {HTML: {"schema": {"type": "string"}}}
     }
 }
+_RECORD: Responses = {200: {"content": {ENVELOPES[0]: {"schema": {"type": "object"}}}}}
 
 
 @router.get("/checkpoints")
@@ -92,6 +93,18 @@ def report(service: Parts, sight: Seen, request: Request, job_id: str) -> Respon
     if wanted == HTML:
         return _page(service, found[0], plots)
     return _sent(service, found[0], wanted, VARY)
+
+
+@router.get("/destruction", response_class=StreamingResponse, responses=_RECORD)
+def destruction(service: Parts, sight: Seen, job_id: str) -> StreamingResponse:
+    """The signed record, about the job's report, of which keys of its data were destroyed. 404 until a worker made it,
+    soon after the destruction."""
+    with service.database.reading() as session:
+        sight.job(session, job_id)
+        found = artifacts.of(session, job_id, "destruction")
+    if not found:
+        raise ReportMissing(f"Job {job_id} has no destruction record: its data is kept, or it never had a report.")
+    return _sent(service, found[0], ENVELOPES[0])
 
 
 def _page(service: Service, file: Artifact, plots: Sequence[Artifact]) -> HTMLResponse:

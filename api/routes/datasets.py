@@ -13,12 +13,12 @@ from fastapi.concurrency import run_in_threadpool
 
 from api import schemas
 from api.body import arriving
-from api.deps import Caller, DataWriter, PageQuery, Parts
-from api.errors import Busy, TooLarge, UnsupportedType
+from api.deps import DataWriter, PageQuery, Parts
+from api.errors import Busy, Forbidden, TooLarge, UnsupportedType
 from api.proof import prove
-from api.store import datasets, keys, sealed
-from api.store.keys import Scope
-from api.store.tables import ApiKey, Dataset
+from api.sight import Seen
+from api.store import datasets, keys, retention, sealed
+from api.store.tables import Dataset
 from api.upload import receive
 from core.report.merkle import Proof
 
@@ -26,8 +26,6 @@ router = APIRouter(prefix="/datasets", tags=["data sets"])
 
 TYPES = ("application/jsonl", "application/x-ndjson", "application/octet-stream")
 SLOT_WITHIN = 1.0  # seconds
-# Whoever sees every job sees the data sets that they name.
-_SEE_ALL: tuple[Scope, ...] = ("jobs:read", "jobs:approve", "audit:read")
 _LINES = {
     "required": True,
     "description": 'A record a line: `{"question": ..., "answer": ...}`, `{"prompt": ..., "response": ...}` '
@@ -75,25 +73,25 @@ async def upload(
 
 
 @router.get("")
-def listing(service: Parts, caller: Caller, query: Annotated[PageQuery, Query()]) -> schemas.Page[schemas.Dataset]:
+def listing(service: Parts, sight: Seen, query: Annotated[PageQuery, Query()]) -> schemas.Page[schemas.Dataset]:
     """Data sets, the newest first: all of them for a key that sees all jobs, else the principal's own."""
     with service.database.reading() as session:
-        rows, more = datasets.page(session, only=_only(caller), **query.model_dump())
+        rows, more = datasets.page(session, only=sight.only, **query.model_dump())
     data = [schemas.Dataset.model_validate(row) for row in rows]
     return schemas.Page(data=data, has_more=more, after=data[-1].id if data else None)
 
 
 @router.get("/{dataset_id}")
-def one(service: Parts, caller: Caller, dataset_id: str) -> schemas.Dataset:
+def one(service: Parts, sight: Seen, dataset_id: str) -> schemas.Dataset:
     """What is known about a data set."""
     with service.database.reading() as session:
-        return schemas.Dataset.model_validate(datasets.get(session, dataset_id, only=_only(caller)))
+        return schemas.Dataset.model_validate(datasets.get(session, dataset_id, only=sight.only))
 
 
 @router.get("/{dataset_id}/proof")
 async def proof(
     service: Parts,
-    caller: Caller,
+    sight: Seen,
     dataset_id: str,
     leaf: Annotated[str, Query(pattern="^[0-9a-f]{64}$", description="HMAC-SHA256 of the record")],
 ) -> Proof:
@@ -102,16 +100,26 @@ async def proof(
 
     def found() -> Proof:
         with service.database.reading() as session:
-            dataset = datasets.get(session, dataset_id, only=_only(caller))
+            dataset = datasets.get(session, dataset_id, only=sight.only)
         return prove(service.blobs, service.vault, dataset, bytes.fromhex(leaf))
 
     # A tree of a million leaves takes a second to build.
     return await to_thread.run_sync(found, limiter=service.hashing)
 
 
-def _only(caller: ApiKey) -> str | None:
-    """The principal whose sets alone the caller sees; None: everybody's."""
-    return None if any(keys.may(caller, scope) for scope in _SEE_ALL) else caller.principal_id
+@router.delete("/{dataset_id}")
+def destroy(service: Parts, caller: DataWriter, sight: Seen, dataset_id: str) -> schemas.Dataset:
+    """Destroy a set's key, and with it the set, whatever was derived from it, and its commitment's key: nothing brings
+    them back. 409, naming the job, while one on it has not ended or is under legal hold. Destroying again changes
+    nothing. Of another principal's set only with the scope admin."""
+    with service.database.transaction() as session:
+        dataset = datasets.get(session, dataset_id, only=sight.only)
+        if dataset.principal_id != caller.principal_id and not keys.may(caller, "admin"):
+            raise Forbidden(f"Data set {dataset_id} is another principal's: this call needs the scope admin there.")
+        gone = retention.destroy(session, dataset_id, actor=caller.principal_id, key_id=caller.id, why="request")
+        answer = schemas.Dataset.model_validate(dataset)
+    service.blobs.delete(gone)
+    return answer
 
 
 @asynccontextmanager

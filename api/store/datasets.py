@@ -1,6 +1,6 @@
 """Uploaded data sets: what is known about them, and where their sealed rows are. The rows themselves are never here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -70,6 +70,12 @@ def get(session: Session, dataset_id: str, *, only: str | None = None) -> Datase
     if only not in (None, found.principal_id):
         raise absent(Dataset, dataset_id)
     return found
+
+
+def keep(session: Session, dataset_ids: Iterable[str]) -> None:
+    """None of these sets is destroyed until this transaction ends: then a job of it may name them."""
+    wanted = select(Dataset.id).where(Dataset.id.in_(set(dataset_ids))).order_by(Dataset.id)
+    session.execute(wanted.with_for_update(read=True)).all()
 
 
 def page(

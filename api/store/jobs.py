@@ -8,7 +8,7 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from api.store import aliases, audit, deadlines, events, models, outbox, references, turn
+from api.store import aliases, audit, datasets, deadlines, events, models, outbox, references, turn
 from api.store import due as dates
 from api.store.errors import IdempotencyMismatch
 from api.store.ids import plausible
@@ -51,9 +51,10 @@ def create(
     dates.check(spec.received_at, moment)
     received = spec.received_at or moment
     resolved = spec.model_dump(mode="json")
+    uploads = references.uploads(resolved)
+    datasets.keep(session, uploads.values())
     if problems := list(_unknown(session, resolved)):
         raise SpecError(problems)
-    uploads = references.uploads(resolved)
     job = Job(
         status="awaiting_approval" if needs_approval else "queued",
         model_id=references.models(resolved)["model"].get("id"),
@@ -185,6 +186,10 @@ def _unknown(session: Session, spec: Mapping[str, Any]) -> Iterator[Problem]:
         if "alias" in model and (missing := aliases.unknown(session, model["alias"])):
             yield Problem(f"{field}.alias", model["alias"], missing)
     for name, upload in references.uploads(spec).items():
-        if session.get(Dataset, upload) is None:
+        found = session.get(Dataset, upload)
+        if found is None:
             said = f"There is no data set '{upload}'. GET /datasets lists them."
+            yield Problem(f"data.{name}.dataset", upload, said)
+        elif found.destroyed_at is not None:
+            said = f"The data set '{upload}' was destroyed. Upload its records again."
             yield Problem(f"data.{name}.dataset", upload, said)

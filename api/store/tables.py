@@ -8,7 +8,7 @@ after the first migration carry no foreign key: SQLite could not drop them again
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from api.store.columns import Base, RowNumber
@@ -16,6 +16,11 @@ from api.store.ids import maker
 
 Status = Literal["awaiting_approval", "queued", "running", "succeeded", "failed", "cancelled", "rejected"]
 Verdict = Literal["passed", "not_passed", "inconclusive"]
+
+
+def _some(name: str, column: str, *, where: str) -> Index:
+    """An index of some rows only: a query finds it by the same words."""
+    return Index(name, column, postgresql_where=text(where), sqlite_where=text(where))
 
 
 class Principal(Base):
@@ -100,15 +105,16 @@ class Dataset(Base):
     """An uploaded set of records. Its rows are sealed under a key of its own; destroying the key destroys them."""
 
     __tablename__ = "datasets"
+    __table_args__ = (_some("ix_datasets_kept", "created_at", where="blob <> ''"),)
 
     id: Mapped[str] = mapped_column(primary_key=True, default=maker("ds"))
     name: Mapped[str | None]
     rows: Mapped[int]
     size: Mapped[int]  # bytes of plaintext
-    blob: Mapped[str] = mapped_column(index=True)  # digest of the ciphertext
+    blob: Mapped[str] = mapped_column(index=True)  # digest of the ciphertext; empty: destroyed
     key: Mapped[bytes]  # wrapped under the deployment's master key (api.store.vault); empty: destroyed
     commitment: Mapped[str]  # root of the keyed Merkle tree over the records (core.report.merkle), hex
-    leaves: Mapped[str | None]  # blob with the tree's leaves, 32 bytes a record in upload order
+    leaves: Mapped[str | None] = mapped_column(index=True)  # blob: the tree's leaves in upload order
     fingerprint: Mapped[str | None] = mapped_column(index=True)  # keyed, of the sorted records; null: destroyed
     destroyed_at: Mapped[datetime | None]
     principal_id: Mapped[str]
@@ -133,6 +139,7 @@ class Job(Base):
         Index(None, "status", "rung_at"),
         Index(None, "model_id", "id"),
         Index(None, "reference", "id"),
+        _some("ix_jobs_keyed", "id", where="key IS NOT NULL"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=maker("job"))
@@ -143,7 +150,8 @@ class Job(Base):
     forget_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
     retain_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
     # Seals what is derived from a forget set that is no upload and so brings no key of its own. Wrapped; made when the
-    # job first begins; null where the forget set's own key serves, or once this one was destroyed.
+    # job first begins; null where the forget set's own key serves, or once this one was destroyed. Empty: data of the
+    # job was destroyed, and the record of that is not signed yet.
     key: Mapped[bytes | None]
     destroyed_at: Mapped[datetime | None]
     alias: Mapped[str | None]  # that the spec names; `model_id` is what it stood for when the job first began

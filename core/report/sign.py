@@ -4,6 +4,7 @@ https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md, https://g
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -24,9 +25,14 @@ SUBJECT_NAME: Final = "model"
 
 def sign(report: Report, private_pem: bytes) -> bytes:
     """The report as a signed envelope (JSON). Raises EvidenceError where the key is none on P-256."""
+    return sign_statement(statement(report), private_pem)
+
+
+def sign_statement(statement: Mapping[str, Any], private_pem: bytes) -> bytes:
+    """An in-toto statement as a signed envelope (JSON). Raises EvidenceError where the key is none on P-256."""
     key = private_key(private_pem)
     signer = CryptoSigner(key, dsse_key(key.public_key()))
-    envelope = Envelope(canonical(statement(report)), PAYLOAD_TYPE, {})
+    envelope = Envelope(canonical(statement), PAYLOAD_TYPE, {})
     envelope.sign(signer)
     return json.dumps(envelope.to_dict(), indent=1).encode() + b"\n"
 

@@ -1,93 +1,58 @@
 """Checks a signed report offline, with only the public key and the files, and says exactly what does not match."""
 
-import base64
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import VerificationError
+from pydantic import ValidationError
 
 from core.report import exact
+from core.report.destruction import check_destruction
 from core.report.digest import file_digests, ignored_in, model_digest
-from core.report.keys import EvidenceError, key_id, public_key
+from core.report.envelope import Verification, check_signature, opened
+from core.report.keys import EvidenceError, public_key
 from core.report.schema import Report
-from core.report.sign import PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, SUBJECT_NAME, dsse_key
+from core.report.sign import PREDICATE_TYPE, STATEMENT_TYPE, SUBJECT_NAME
 from core.spec.job import digest_of
 
 ENVELOPE_NAME: Final = "report.dsse.json"
 _MOST_DIFFERENCES = 20
 
 
-@dataclass
-class Verification:
-    """A line for each thing that was compared and matches, was compared and does not match, or was not compared."""
-
-    checked: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything that was compared matches."""
-        return not self.failures
-
-    @property
-    def exit_code(self) -> int:
-        """0 where everything that was compared matches, 1 where something does not."""
-        return 0 if self.ok else 1
-
-    def expect(self, holds: bool, line: str, failure: str) -> None:
-        """Note one comparison."""
-        if holds:
-            self.checked.append(line)
-        else:
-            self.failures.append(failure)
-
-
-class _Signature(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-    keyid: str
-    sig: str
-
-
-class _Envelope(BaseModel):
-    # An unknown field would be a place to hide what nobody signed.
-    model_config = ConfigDict(extra="forbid", strict=True)
-    payload: str
-    payloadType: str
-    signatures: list[_Signature] = Field(min_length=1)
-
-
-def verify_files(report: Path, model: Path | None, key: Path) -> Verification:
-    """Verify `report`, which is an envelope, or a plain report with its envelope `report.dsse.json` beside it.
+def verify_files(report: Path, model: Path | None, key: Path, destruction: Path | None = None) -> Verification:
+    """Verify `report`, which is an envelope, or a plain report with its envelope `report.dsse.json` beside it, and with
+    it, where given, the record of the destruction of its data.
 
     Raises EvidenceError or ModelError (exit code 2) where a file cannot be read as what it should be.
     """
     public_pem = _content(key)
+    record = None if destruction is None else _content(destruction)
     content = _content(report)
     value = exact.read(content, str(report))
     if isinstance(value, dict) and "payload" in value and "signatures" in value:
-        return verify(content, public_pem, model=model)
+        return verify(content, public_pem, model=model, destruction=record)
     envelope = report.parent / ENVELOPE_NAME
     if not envelope.is_file() or envelope.samefile(report):
         raise EvidenceError(f"{report} is not a signed envelope, and no {ENVELOPE_NAME} lies beside it.")
-    return verify(_content(envelope), public_pem, report=content, model=model)
+    return verify(_content(envelope), public_pem, report=content, model=model, destruction=record)
 
 
 def verify(
-    envelope: bytes, public_pem: bytes, *, report: bytes | None = None, model: Path | None = None
+    envelope: bytes,
+    public_pem: bytes,
+    *,
+    report: bytes | None = None,
+    model: Path | None = None,
+    destruction: bytes | None = None,
 ) -> Verification:
-    """Verify an envelope (JSON), and with it, where given, the plain report and the folder of the output model.
+    """Verify an envelope (JSON), and with it, where given, the plain report, the folder of the output model, and the
+    record of the destruction of its data.
 
     Raises EvidenceError or ModelError (exit code 2) where one of them cannot be read as what it should be.
     """
     key = public_key(public_pem)
-    signed = _envelope(envelope)
+    signed = opened(envelope)
     result = Verification()
-    _check_signature(signed, key, result)
+    check_signature(signed, key, result)
     if not result.ok:
         result.unchecked.append("the content: it proves nothing while the signature does not hold")
         return result
@@ -109,6 +74,8 @@ def verify(
         _check_model(said, model, result)
     else:
         result.unchecked.append("model: no folder was given, so no weights were compared with their digests")
+    if destruction is not None:
+        check_destruction(destruction, key, said, {"report.json": report, ENVELOPE_NAME: envelope}, result)
     return result
 
 
@@ -117,41 +84,6 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise EvidenceError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _envelope(content: bytes) -> Envelope:
-    try:
-        form = _Envelope.model_validate(exact.read(content, "The envelope"))
-        for text in (form.payload, *(signature.sig for signature in form.signatures)):
-            # Base64 has several spellings for the same bytes; the others would be altered bytes that nobody finds.
-            if base64.b64encode(base64.b64decode(text, validate=True)).decode() != text:
-                raise ValueError("a value is not canonical base64")
-        return Envelope.from_dict(form.model_dump())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = exact.shown(".".join(map(str, first["loc"])))
-        raise EvidenceError(f"The envelope is not a DSSE envelope: {where}: {first['msg']}.") from None
-    except ValueError as error:
-        raise EvidenceError(f"The envelope is not a DSSE envelope: {error}.") from None
-
-
-def _check_signature(signed: Envelope, key: EllipticCurvePublicKey, result: Verification) -> None:
-    own = key_id(key)
-    others = sorted(exact.shown(other) for other in signed.signatures if other != own)
-    if own not in signed.signatures:
-        result.failures.append(f"signature: the key {own} has not signed this; the envelope names {', '.join(others)}")
-        return
-    try:
-        signed.verify([dsse_key(key)], threshold=1)
-        result.checked.append(f"signature: made by the key {own}")
-    except VerificationError:
-        result.failures.append(f"signature: not that of the key {own} over this content; one of the two was altered")
-    result.unchecked += [f"signature: that of the key {other}, which was not given" for other in others]
-    result.expect(
-        signed.payload_type == PAYLOAD_TYPE,
-        f"payload type: {PAYLOAD_TYPE}",
-        f"payload type: {exact.shown(signed.payload_type)}, expected {PAYLOAD_TYPE}",
-    )
 
 
 def _check_statement(statement: Any, result: Verification) -> None:

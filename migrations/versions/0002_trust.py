@@ -105,12 +105,18 @@ INDEXES: list[tuple[str, tuple[str, ...], bool]] = [
     ("models", ("job_id",), False),
     ("models", ("parent_id",), False),
     ("datasets", ("fingerprint",), False),
+    ("datasets", ("leaves",), False),
     ("jobs", ("principal_id", "idempotency_key"), True),
     ("jobs", ("status", "rank", "due_at", "id"), False),
     ("jobs", ("status", "batch"), False),
     ("jobs", ("alias", "status"), False),
     ("jobs", ("principal_id", "id"), False),
     ("audit", ("position",), True),
+]
+# Of some rows only: those of what is still kept.
+PARTIAL = [
+    ("ix_datasets_kept", "datasets", "created_at", "blob <> ''"),
+    ("ix_jobs_keyed", "jobs", "id", "key IS NOT NULL"),
 ]
 
 
@@ -205,6 +211,8 @@ def upgrade() -> None:
     op.drop_index("ix_jobs_status_queued_at_id", "jobs")
     for name, names, unique in INDEXES:
         index(name, *names, unique=unique)
+    for name, rows, by, where in PARTIAL:
+        op.create_index(name, rows, [by], postgresql_where=sa.text(where), sqlite_where=sa.text(where))
     only_append(op.get_bind().dialect.name)
 
 
@@ -283,6 +291,8 @@ def downgrade() -> None:
         op.execute("DROP TRIGGER audit_unchanged ON audit")
         op.execute("DROP TRIGGER audit_kept ON audit")
         op.execute("DROP FUNCTION audit_refuse()")
+    for name, rows, _, _ in PARTIAL:
+        op.drop_index(name, rows)
     for name, names, _ in reversed(INDEXES):
         op.drop_index(f"ix_{name}_{'_'.join(names)}", name)
     op.create_index("ix_jobs_status_queued_at_id", "jobs", ["status", "queued_at", "id"])

@@ -59,6 +59,8 @@ def test_everything_that_can_be_called_is_described(described: dict[str, Any]) -
         "GET /datasets",
         "GET /datasets/{dataset_id}",
         "GET /datasets/{dataset_id}/proof",
+        "DELETE /datasets/{dataset_id}",
+        "GET /jobs/{job_id}/destruction",
         "POST /models",
         "GET /models",
         "GET /models/{model_id}",

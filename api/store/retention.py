@@ -1,0 +1,128 @@
+"""The end of what is kept: keys of data sets and jobs are destroyed, and with them all that was sealed under them.
+
+A set is kept while a job on it has not ended or is under legal hold. Jobs are locked before data sets, as everywhere,
+and a new job locks the sets that it names (`datasets.keep`), so that none is destroyed while a job on it is made.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import ColumnElement, delete, func, or_, select, text
+from sqlalchemy.orm import Session, defer
+
+from api.store import artifacts, audit, events, outbox
+from api.store.errors import Conflict
+from api.store.life import TERMINAL
+from api.store.lookup import by_id
+from api.store.records import Artifact
+from api.store.session import now
+from api.store.tables import Dataset, Job, JobDataset
+
+Why = Literal["retention", "request"]
+# In a job's `key`: destroyed, and the record of it is not signed yet.
+UNRECORDED = b""
+# In the words of the partial indexes, so that nothing that is long gone is read through.
+_KEPT = text("datasets.blob <> ''")
+_KEYED = text("jobs.key IS NOT NULL")
+
+
+def due(session: Session, before: datetime, limit: int = 100) -> Sequence[str]:
+    """Ids of data sets that no job has needed since `before`: each of their jobs ended earlier, none is held."""
+    needing = select(JobDataset.job_id).join(Job, Job.id == JobDataset.job_id)
+    needing = needing.where(JobDataset.dataset_id == Dataset.id, _needed(before))
+    query = select(Dataset.id).where(_KEPT, Dataset.created_at < before, ~needing.exists())
+    return session.scalars(query.order_by(Dataset.created_at).limit(limit)).all()
+
+
+def jobs_due(session: Session, before: datetime, limit: int = 100) -> Sequence[str]:
+    """Ids of jobs with a key of their own that ended before `before` and are not held."""
+    query = select(Job.id).where(_KEYED, func.length(Job.key) > 0, ~_needed(before))
+    return session.scalars(query.limit(limit)).all()
+
+
+def unrecorded(session: Session, limit: int = 100) -> Sequence[str]:
+    """Ids of jobs with a report whose data was destroyed without a signed record of it so far."""
+    return session.scalars(select(Job.id).where(_KEYED, func.length(Job.key) == 0).limit(limit)).all()
+
+
+def destroy(
+    session: Session,
+    dataset_id: str,
+    *,
+    actor: str,
+    why: Why,
+    key_id: str | None = None,
+    before: datetime | None = None,
+) -> list[str]:
+    """Destroy the set's key, and what its jobs have kept sealed. Returns blobs to delete after commit.
+
+    Destroying again changes nothing. Raises NotFound, and Conflict, naming the job, while one has not ended, is held,
+    or ended after `before`.
+    """
+    jobs = _locked(session, select(JobDataset.job_id).where(JobDataset.dataset_id == dataset_id))
+    dataset = by_id(session, Dataset, dataset_id, lock=True)
+    if dataset.destroyed_at is not None:
+        return []
+    named = set(session.scalars(select(JobDataset.job_id).where(JobDataset.dataset_id == dataset_id)))
+    for job_id in sorted(named):
+        _check(jobs.get(job_id), job_id, before, f"Data set {dataset_id}")
+    moment = now(session)
+    removed = [digest for digest in (dataset.blob, dataset.leaves) if digest]
+    dataset.key, dataset.blob, dataset.leaves, dataset.fingerprint, dataset.destroyed_at = b"", "", None, None, moment
+    session.flush()
+    outbox.tell_of_dataset(session, dataset)
+    facts = {"why": why, "commitment": dataset.commitment, "jobs": len(named)}
+    audit.append(session, actor=actor, key_id=key_id, action="dataset.destroyed", subject=dataset_id, facts=facts)
+    for job in jobs.values():
+        removed += _end(session, job, moment, actor=actor, key_id=key_id, why=why)
+    return removed
+
+
+def destroy_own(session: Session, job_id: str, *, actor: str, before: datetime) -> list[str]:
+    """As `destroy`, of a job's own key. Raises Conflict where the job must be kept."""
+    jobs = _locked(session, select(Job.id).where(Job.id == job_id))
+    job = jobs.get(job_id)
+    _check(job, job_id, before, f"The key of job {job_id}")
+    assert job is not None
+    if not job.key:
+        return []
+    return _end(session, job, now(session), actor=actor, key_id=None, why="retention")
+
+
+def _needed(before: datetime) -> ColumnElement[bool]:
+    return or_(Job.status.not_in(TERMINAL), Job.held_at.is_not(None), Job.finished_at >= before)
+
+
+def _locked(session: Session, ids: object) -> dict[str, Job]:
+    query = select(Job).where(Job.id.in_(ids)).order_by(Job.id).options(defer(Job.spec))  # type: ignore[arg-type]
+    query = query.with_for_update().execution_options(populate_existing=True)
+    return {job.id: job for job in session.scalars(query)}
+
+
+def _check(job: Job | None, job_id: str, before: datetime | None, what: str) -> None:
+    """Raises Conflict where the job is a reason to keep its data."""
+    if job is None:
+        reason = "was made in this moment"
+    elif job.status not in TERMINAL:
+        reason = f"is {job.status}"
+    elif job.held_at is not None:
+        reason = "is under legal hold"
+    elif before is not None and job.finished_at is not None and job.finished_at >= before:
+        reason = "ended only lately"
+    else:
+        return
+    raise Conflict(f"{what} cannot be destroyed: job {job_id} {reason}.")
+
+
+def _end(session: Session, job: Job, moment: datetime, *, actor: str, key_id: str | None, why: Why) -> list[str]:
+    sealed = select(Artifact.digest).where(Artifact.job_id == job.id, Artifact.sealed)
+    removed = list(session.scalars(sealed))
+    session.execute(delete(Artifact).where(Artifact.job_id == job.id, Artifact.sealed))
+    job.key = UNRECORDED if artifacts.of(session, job.id, "envelope") else None
+    job.destroyed_at = job.destroyed_at or moment
+    session.flush()
+    facts = {"why": why, "files": len(removed)}
+    events.append(session, job, "data_destroyed", {**facts, "by": actor})
+    audit.append(session, actor=actor, key_id=key_id, action="job.data_destroyed", subject=job.id, facts=facts)
+    return removed
