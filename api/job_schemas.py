@@ -90,6 +90,8 @@ class Job(JobSummary):
     )
     waits_for: str | None = Field(None, description="the running job on the same alias that a queued one waits for")
     output_model: str | None = Field(None, description="id of the model that the job has left; POST /jobs may name it")
+    led_by: str | None = Field(None, description="the job in whose run this one takes part; its own id where it leads")
+    members: list[str] = Field(default_factory=list, description="of a job that leads a shared run: all that take part")
     spec: dict[str, Any] = Field(description="the request with all defaults filled in")
     spec_digest: Sha256
 

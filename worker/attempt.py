@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -10,19 +10,15 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.orm import Session
 
-from api.store import attempts
-from api.store.artifacts import StoredFile
+from api.store import attempts, endings
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
 from api.store.errors import BlobDamaged, BlobMissing
-from api.store.records import ArtifactKind
 from api.store.session import Database
-from api.store.tables import Job
 from api.store.vault import Vault
 from core.errors import CheckpointError, LeaseLost, LetheError, SpecError, Stopped
-from core.report.schema import Report
-from worker import evidence
 from worker.checkpoints import CheckpointStore
+from worker.delivery import Delivery, model_files
 from worker.engine import Spare
 from worker.folder import attempt_folder, fill, restore_checkpoint
 from worker.relay import ENGINE_SHARE, Relay
@@ -50,11 +46,18 @@ class Bench:
 def run_next(bench: Bench) -> bool:
     """Claim the job whose turn it is and carry it out; False where none waits that could begin now."""
     with bench.database.transaction() as session:
-        claim = attempts.claim_next(session, worker=bench.name, lease=bench.settings.lease_seconds, vault=bench.vault)
+        claim = attempts.claim_next(
+            session,
+            worker=bench.name,
+            lease=bench.settings.lease_seconds,
+            vault=bench.vault,
+            most=bench.settings.batch_most,
+        )
     if claim is None:
         return False
     bench.blobs.delete(claim.unused)
-    told = log.bind(job=claim.job_id, attempt=claim.attempt)
+    shared = {"with": [each.job_id for each in claim.others]} if claim.others else {}
+    told = log.bind(job=claim.job_id, attempt=claim.attempt, **shared)
     told.info("claimed", resumes_from=claim.checkpoint.step if claim.checkpoint else None)
     try:
         with attempt_folder(bench.settings.work_dir, claim) as folder:
@@ -96,8 +99,8 @@ def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, loose: li
     try:
         command = relay.meanwhile(lambda: fill(folder, claim, bench.blobs, lease))
     except (BlobMissing, BlobDamaged, SpecError) as error:
-        told = error.as_dict()
-        _settle(bench, lambda session: attempts.fail(session, claim, told))
+        told, of = error.as_dict(), error.of
+        _settle(bench, lambda session: endings.fail(session, claim, told, of))
         return
     try:
         resume = relay.meanwhile(lambda: restore_checkpoint(folder, claim, bench.blobs))
@@ -113,56 +116,24 @@ def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, loose: li
 
 def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None:
     done = relay.said["done"]
-    out = Path(done["report"]).parent
-    report = Report.model_validate_json(Path(done["report"]).read_bytes())
+    told = {each["job"]: each for each in done.get("members", ())} or {claim.job_id: done}
+    days = bench.settings.retention_days
+    left = [Delivery(bench.blobs, bench.signing_key, days, each, told[each.job_id], loose) for each in claim.everyone]
 
-    def sealed(name: str) -> StoredFile:
-        blob = bench.blobs.put(out / name, claim.key, move=True)
-        loose.append(blob.digest)
-        return StoredFile(name, blob.digest, blob.size, sealed=True)
+    def store() -> None:
+        model = model_files(bench.blobs, Path(done["model"]), left[0].report)
+        for each in left:
+            each.store(model)
 
-    def store() -> dict[ArtifactKind, list[StoredFile]]:
-        model = Path(done["model"])
-        return {
-            "model": [_put(bench.blobs, model / name, f"model/{name}") for name in report.output_files],
-            # Scores of single rows say which text was to be forgotten, and hold what the model made of it.
-            "rows": [sealed(name) for name in done.get("rows", ())],
-            "plot": [_put(bench.blobs, out / name, name) for name in done.get("plots", ())],
-        }
+    def finish(session: Session) -> list[str]:
+        # One model for all that share the run: an alias moves on to it where every one of them has passed.
+        passed = all(each.passed for each in left)
+        return [blob for each in left for blob in each.finish(session, promotes=passed and each.claim is claim)]
 
-    def signed(session: Session, job: Job) -> dict[ArtifactKind, StoredFile]:
-        _still_there(bench.blobs, stored["model"])
-        evidence.write(session, job, report, bench.signing_key, out, retention_days=bench.settings.retention_days)
-        return {
-            "report": _put(bench.blobs, out / evidence.PLAIN, evidence.PLAIN),
-            "envelope": _put(bench.blobs, out / evidence.ENVELOPE, evidence.ENVELOPE),
-        }
-
-    stored = relay.meanwhile(store)
-    unused = _settle(
-        bench,
-        lambda session: attempts.finish(
-            session,
-            claim,
-            verdict=report.verdict.verdict,
-            files=stored,
-            sign=signed,
-            model_digest=report.output_model,
-        ),
-    )
+    relay.meanwhile(store)
+    unused = _settle(bench, finish)
     loose.clear()
     bench.blobs.delete(unused)
-
-
-def _put(blobs: Blobs, path: Path, name: str) -> StoredFile:
-    blob = blobs.put(path, move=True)
-    return StoredFile(name, blob.digest, blob.size)
-
-
-def _still_there(blobs: Blobs, files: Iterable[StoredFile]) -> None:
-    """Raises BlobMissing for a file that was in the store already, as one of a model that has just been deleted."""
-    if gone := [file.digest for file in files if not blobs.holds(file.digest)]:
-        raise BlobMissing(f"Artifact {gone[0]} is not in the artifact store any more.")
 
 
 def _end(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
@@ -176,7 +147,7 @@ def _end(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
         _release(bench, claim, f"the engine failed: {error['message']}")
     else:
         told = {name: error[name] for name in ("code", "message", "param", "retryable")}
-        _settle(bench, lambda session: attempts.fail(session, claim, told))
+        _settle(bench, lambda session: endings.fail(session, claim, told, error.get("of")))
 
 
 def _told(error: Exception) -> str:
@@ -187,7 +158,7 @@ def _told(error: Exception) -> str:
 
 def _give_back(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
     if relay.stopped_for == "cancel":
-        _settle(bench, lambda session: attempts.cancelled(session, claim))
+        _settle(bench, lambda session: endings.cancelled(session, claim))
     elif relay.stopped_for == "leaving":
         _release(bench, claim, "the worker left", counts=False)
     else:
@@ -200,7 +171,7 @@ def _give_back(bench: Bench, claim: Claim, relay: Relay, code: int) -> None:
 
 def _release(bench: Bench, claim: Claim, reason: str, *, counts: bool = True) -> None:
     cap = bench.settings.attempts_cap
-    _settle(bench, lambda session: attempts.release(session, claim, reason=reason, counts=counts, cap=cap))
+    _settle(bench, lambda session: endings.release(session, claim, reason=reason, counts=counts, cap=cap))
 
 
 def _settle(bench: Bench, work: Callable[[Session], Result]) -> Result:

@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """Keeps the checkpoints of one attempt, sealed under the claim's key."""
+    """Keeps the checkpoints of one attempt, sealed under the claim's `seal`."""
 
     database: Database
     blobs: Blobs
@@ -54,7 +54,7 @@ class CheckpointStore:
 
     def _store(self, folder: Path, files: list[StoredFile]) -> None:
         for name in (MANIFEST, *json.loads((folder / MANIFEST).read_text())["files"]):
-            blob = self.blobs.put(folder / name, self.claim.key)
+            blob = self.blobs.put(folder / name, self.claim.seal)
             files.append(StoredFile(name, blob.digest, blob.size, sealed=True))
 
     def _give_up(self, step: int) -> None:

@@ -16,7 +16,7 @@ from api.store import references
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
 from api.store.tables import Model
-from core.errors import Problem, SpecError
+from core.errors import LetheError, Problem, SpecError
 from core.spec.job import parse
 
 _LOCK = ".in-use"
@@ -68,36 +68,49 @@ def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, An
     Raises BlobMissing and BlobDamaged for data sets and for models that jobs have left, and SpecError for a spec that
     this version cannot read or that names what is not there any more.
     """
-    spec = parse(claim.spec)
-    if gone := list(_gone(claim)):
-        raise SpecError(gone)
-    data = folder / "data"
-    data.mkdir()
-    paths = {}
-    for dataset in claim.datasets.values():
-        paths[dataset.id] = data / f"{dataset.id}.jsonl"
-        blobs.get(dataset.blob, paths[dataset.id], claim.keys[dataset.id])
+    paths: dict[str, Path] = {}
+    requests = []
+    for each in claim.everyone:
+        try:
+            requests.append(_request(folder, each, blobs, paths))
+        except LetheError as error:
+            error.of = each.job_id
+            raise
     models = {model.id: _model(model, folder, blobs) for model in claim.models.values()}
     if claim.model and "alias" in claim.spec["model"]:
         models[claim.spec["model"]["alias"]] = models[claim.model.id]
-    (folder / "spec.json").write_text(spec.model_dump_json())
     inputs = {"models": models, "datasets": {name: str(path) for name, path in paths.items()}}
     (folder / "inputs.json").write_text(json.dumps(inputs))
     (folder / "out").mkdir()
+    return {
+        **requests[0],
+        "members": requests if claim.others else [],
+        "inputs": str(folder / "inputs.json"),
+        "out": str(folder / "out"),
+        "resume": None,
+        "model_digest": claim.model.digest if claim.model else None,
+        "lease": lease,
+    }
+
+
+def _request(folder: Path, claim: Claim, blobs: Blobs, paths: dict[str, Path]) -> dict[str, Any]:
+    """Write what one request brings: its spec, and its data sets where they are not among `paths` yet."""
+    spec = parse(claim.spec)
+    if gone := list(_gone(claim)):
+        raise SpecError(gone)
+    (folder / "data").mkdir(exist_ok=True)
+    for dataset in claim.datasets.values():
+        if dataset.id not in paths:
+            paths[dataset.id] = folder / "data" / f"{dataset.id}.jsonl"
+            blobs.get(dataset.blob, paths[dataset.id], claim.keys[dataset.id])
+    file = folder / f"{claim.job_id}.json"
+    file.write_text(spec.model_dump_json())
     commitments = {
         name: claim.datasets[source.dataset].commitment
         for name, source in spec.data.sources().items()
         if source.source == "upload"
     }
-    return {
-        "spec": str(folder / "spec.json"),
-        "inputs": str(folder / "inputs.json"),
-        "out": str(folder / "out"),
-        "resume": None,
-        "commitments": commitments,
-        "model_digest": claim.model.digest if claim.model else None,
-        "lease": lease,
-    }
+    return {"job": claim.job_id, "spec": str(file), "commitments": commitments}
 
 
 def _model(model: Model, folder: Path, blobs: Blobs) -> str:
@@ -129,5 +142,5 @@ def restore_checkpoint(folder: Path, claim: Claim, blobs: Blobs) -> Path | None:
     target = folder / "resume"
     target.mkdir()
     for file in claim.checkpoint.files:
-        blobs.get(file.digest, target / file.name, claim.key)
+        blobs.get(file.digest, target / file.name, claim.seal)
     return target

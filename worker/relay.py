@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from api.store import attempts
 from api.store.attempts import Claim, Note
@@ -34,8 +35,25 @@ ENGINE_SHARE = 0.8
 
 
 @dataclass
+class _Page:
+    """What is still to be written of one job."""
+
+    claim: Claim
+    progress: dict[str, Any] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether only its progress is to be told."""
+        return not self.notes and not self.measurements
+
+
+@dataclass
 class Relay:
     """One attempt's conversation with its engine, as a block at whose end the engine has ended, whatever happened.
+
+    What the engine says of one of several jobs that share the run is written of that one, everything else of all.
 
     Long work of the worker's own (`meanwhile`) goes on beside it, so that the lease is kept through that too.
     """
@@ -51,9 +69,7 @@ class Relay:
     stopped_for: str | None = None  # "cancel" or "leaving"
 
     def __post_init__(self) -> None:
-        self._progress: dict[str, Any] = {}
-        self._notes: list[Note] = []
-        self._measurements: list[Measurement] = []
+        self._pages = {each.job_id: _Page(each) for each in self.claim.everyone}
         self._flushed = self._told = 0.0
         self._stop_by = 0.0
         self._urgent = True
@@ -148,13 +164,16 @@ class Relay:
         """Write what is left to say, for as long as the lease can hold."""
         until = time.monotonic() + self.lease
         self._flush(force=True)
-        while (self._notes or self._measurements) and time.monotonic() < until:
+        while not self._written() and time.monotonic() < until:
             time.sleep(_FLUSH_SECONDS)
             self._flush(force=True)
 
+    def _written(self) -> bool:
+        return all(page.empty for page in self._pages.values())
+
     def _flush(self, force: bool = False) -> bool:
         waited = time.monotonic() - self._flushed
-        something = bool(self._notes or self._measurements)
+        something = not self._written()
         due = (
             force
             or self._urgent
@@ -167,53 +186,71 @@ class Relay:
         self._flushed, self._urgent = time.monotonic(), False
         try:
             with self.database.transaction() as session:
-                cancel = attempts.record(
-                    session,
-                    self.claim,
-                    lease=self.lease,
-                    progress=self._progress,
-                    notes=self._notes,
-                    measurements=self._measurements,
-                )
+                # In one transaction: all jobs of a run keep their lease, or none does.
+                asked = [self._record(session, page) for page in self._pages.values()]
         except DBAPIError as error:
             # The database is away: what was said is kept and written later. The engine ends itself with its lease.
             log.warning("database unreachable", job=self.claim.job_id, error=type(error.orig).__name__)
             return False
-        self._notes, self._measurements = [], []
+        for page in self._pages.values():
+            page.notes, page.measurements = [], []
         self.engine.renew(self.lease * ENGINE_SHARE)
-        return cancel
+        return any(asked)
+
+    def _record(self, session: Session, page: _Page) -> bool:
+        return attempts.record(
+            session,
+            page.claim,
+            lease=self.lease,
+            progress=page.progress,
+            notes=page.notes,
+            measurements=page.measurements,
+        )
 
     def _enter(self, event: Event) -> None:
         kind = event.pop("event")
         self.said[kind] = event
-        if kind == "step":
-            self._step(event)
-        elif kind == "progress":
-            self._progress |= {name: event[name] for name in ("phase", "done", "total")}
-        elif kind == "phase":
-            self._progress = {"phase": event["phase"]}
-            self._note(kind, event)
-        elif kind == "checkpoint":
+        if kind == "checkpoint":
             self._save(Path(event["folder"]), event["step"])
+            return
+        job = event.pop("job", None)
+        tell = kind == "step" and self._due(event)
+        for page in self._pages.values() if job is None else [self._pages[job]]:
+            self._write(page, kind, event, tell)
+
+    def _write(self, page: _Page, kind: str, event: Event, tell: bool) -> None:
+        if kind == "step":
+            self._step(page, event, tell)
+        elif kind == "progress":
+            page.progress |= {name: event[name] for name in ("phase", "done", "total")}
+        elif kind == "phase":
+            page.progress = {"phase": event["phase"]}
+            self._note(page, kind, event)
         elif kind == "scores":
-            self._measurements.append(Measurement(event["when"], 0, event["metrics"]))
-            self._note(kind, {"when": event["when"]})
+            page.measurements.append(Measurement(event["when"], 0, event["metrics"]))
+            self._note(page, kind, {"when": event["when"]})
         elif kind == "watch":
-            self._measurements.append(Measurement("watch", event["step"], event["metrics"]))
-            self._note(kind, event)
+            page.measurements.append(Measurement("watch", event["step"], event["metrics"]))
+            self._note(page, kind, event)
         elif kind in ("accepted", "attack"):
-            self._note(kind, event)
+            self._note(page, kind, event)
         # `done` and `error` are written by whoever ends the attempt; `ready` is old news, and so may others be.
 
-    def _note(self, kind: str, event: Event) -> None:
-        self._notes.append(Note(kind, event))
+    def _note(self, page: _Page, kind: str, event: Event) -> None:
+        page.notes.append(Note(kind, event))
         self._urgent = True
 
-    def _step(self, event: Event) -> None:
+    def _due(self, event: Event) -> bool:
+        """Whether a step is told in the history: one a second, and the last."""
+        if time.monotonic() - self._told <= _TELL_SECONDS and event["step"] != event["steps"]:
+            return False
+        self._told = time.monotonic()
+        return True
+
+    def _step(self, page: _Page, event: Event, tell: bool) -> None:
         numbers = {name: value for name, value in event.items() if name not in ("at", "step", "steps", "seconds_left")}
-        self._measurements.append(Measurement("step", event["step"], numbers))
+        page.measurements.append(Measurement("step", event["step"], numbers))
         keep = ("step", "steps", "loss", "seconds_left")
-        self._progress = {"phase": "train"} | {name: event[name] for name in keep}
-        if time.monotonic() - self._told > _TELL_SECONDS or event["step"] == event["steps"]:
-            self._told = time.monotonic()
-            self._notes.append(Note("progress", dict(self._progress)))
+        page.progress = {"phase": "train"} | {name: event[name] for name in keep}
+        if tell:
+            page.notes.append(Note("progress", dict(page.progress)))

@@ -23,6 +23,9 @@ class WorkerSettings(StoreSettings):
         description="Python that runs the engine, where torch lies in another environment than the worker",
     )
     processes: int = Field(1, ge=1, le=1024, description="processes of a job whose spec names no number")
+    batch_most: int = Field(
+        16, ge=1, le=256, description="requests on one model that may share a run (`batch`); 1: none"
+    )
     poll_seconds: float = Field(30.0, gt=0, description="how often SQL is looked at for lost leases and lost messages")
     retention_days: float = Field(
         30.0, ge=0, le=36_500, description="days after the end of its last job until a data set's key is destroyed"

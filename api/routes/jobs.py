@@ -17,7 +17,7 @@ from api.deps import PageQuery, Parts, Writer
 from api.errors import REQUEST_ID
 from api.openapi import JOB_BODY
 from api.sight import Seen
-from api.store import deadlines, jobs, life, models, turn
+from api.store import batches, deadlines, jobs, life, models, turn
 from api.store.jobs import Priority
 from api.store.tables import Job, Status
 from core.spec.job import parse
@@ -119,6 +119,7 @@ def seen(session: Session, job: Job) -> job_schemas.Job:
         "waits_for": turn.waits_for(session, job),
         "output_model": made.id if made else None,
         "data_destroyed": bool(life.destroyed(session, [job])),
+        "members": batches.members(session, job.id) if job.led_by == job.id else [],
     }
     return told.model_copy(update=more)
 

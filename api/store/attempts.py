@@ -5,14 +5,15 @@ LeaseLost, with nothing written, once another attempt or a cancellation has take
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from api.store import aliases, artifacts, checkpoints, events, metrics, models, references, sealed, turn
+from api.store import aliases, artifacts, batches, checkpoints, events, metrics, models, references, sealed, turn
 from api.store.artifacts import StoredFile
 from api.store.checkpoints import Checkpoint
 from api.store.errors import Conflict, NotFound
@@ -39,9 +40,22 @@ class Claim:
     models: Mapping[str, Model]  # by id: that one, and every other that the spec names
     datasets: Mapping[str, Dataset] = field(repr=False)  # by id
     keys: Mapping[str, bytes] = field(repr=False)  # what opens each of them, unwrapped
-    key: bytes = field(repr=False)  # seals whatever is derived from the forget set, checkpoints included
+    key: bytes = field(repr=False)  # seals whatever is derived from the forget set alone
     checkpoint: Checkpoint | None  # to go on from
-    unused: Sequence[str] = ()  # blobs of checkpoints of another model: delete them after commit
+    unused: Sequence[str] = ()  # blobs of checkpoints that are of no use: delete them after commit
+    others: Sequence["Claim"] = ()  # jobs that share the run; each is reported on and ended under its own claim
+
+    @property
+    def everyone(self) -> Sequence["Claim"]:
+        """The claims of all jobs of this run, this one first."""
+        return (self, *self.others)
+
+    @property
+    def seal(self) -> bytes:
+        """Seals the checkpoints: of a shared run under all its jobs' keys, so that none opens them once one is gone."""
+        if not self.others:
+            return self.key
+        return batches.joint_key([each.key for each in sorted(self.everyone, key=lambda each: each.job_id)])
 
     @property
     def actor(self) -> str:
@@ -57,14 +71,15 @@ class Note:
     data: Mapping[str, Any]
 
 
-def claim_next(session: Session, *, worker: str, lease: float, vault: Vault) -> Claim | None:
-    """Take the queued job whose turn it is for `lease` seconds; None where none waits that could begin now.
+def claim_next(session: Session, *, worker: str, lease: float, vault: Vault, most: int = 1) -> Claim | None:
+    """Take the queued job whose turn it is for `lease` seconds, and at most so many that share its run, itself counted;
+    None where none waits that could begin now.
 
     Workers that ask at once get different jobs, and do not wait for each other.
     """
     begun: list[str] = []  # aliases on which others have just begun
     while job := turn.first(session, or_(Job.alias.is_(None), Job.alias.not_in(begun)), lock=True):
-        if claimed := _begin(session, job, worker, lease, vault):
+        if claimed := _begin(session, job, worker, lease, vault, most):
             return claimed
         assert job.alias is not None
         begun.append(job.alias)
@@ -75,35 +90,51 @@ def claim(session: Session, job_id: str, *, worker: str, lease: float, vault: Va
     """Take this job, out of turn; None if it is not queued, or if somebody else was faster."""
     try:
         job = by_id(session, Job, job_id)
-        return _begin(session, job, worker, lease, vault) if job.status == "queued" else None
+        return _begin(session, job, worker, lease, vault, 1) if job.status == "queued" else None
     except (NotFound, Conflict):
         return None
 
 
-def _begin(session: Session, job: Job, worker: str, lease: float, vault: Vault) -> Claim | None:
+def _begin(session: Session, job: Job, worker: str, lease: float, vault: Vault, most: int) -> Claim | None:
     """The claim, or None where another job on the same alias was faster."""
-    model_id, unused = job.model_id, []
+    model_id = job.model_id
     if job.alias is not None:
         # With its row held, no other job on it begins or ends.
         model_id = aliases.get(session, job.alias, lock=True).model_id
         if turn.waits_for(session, job):
             return None
-        if model_id != job.model_id:
-            # The alias has moved on since: what was trained on another model is of no use.
-            stale = {checkpoint.step for checkpoint in checkpoints.of(session, job.id)}
-            unused = artifacts.unreferenced(session, checkpoints.remove(session, job.id, stale))
-    newest = next(iter(checkpoints.of(session, job.id)), None)
+    (leader, *others), unused = batches.gathered(session, job, most)
+    if model_id != leader.model_id:
+        # The alias has moved on since: what was trained on another model is of no use.
+        stale = {checkpoint.step for checkpoint in checkpoints.of(session, leader.id)}
+        unused += artifacts.unreferenced(session, checkpoints.remove(session, leader.id, stale))
+    newest = next(iter(checkpoints.of(session, leader.id)), None)
+    led_by = leader.id if others else None
+    begin = partial(_begun, session, worker, lease, vault, newest, {"model_id": model_id, "led_by": led_by})
+    return replace(begin(leader), unused=unused, others=[begin(other) for other in others])
+
+
+def _begun(
+    session: Session,
+    worker: str,
+    lease: float,
+    vault: Vault,
+    newest: Checkpoint | None,
+    changes: Mapping[str, Any],
+    job: Job,
+) -> Claim:
     until = now(session) + timedelta(seconds=lease)
     job = transition(
         session,
         job,
         "running",
         actor=f"worker:{worker}",
-        changes={"attempt": Job.attempt + 1, "leased_by": worker, "lease_until": until, "model_id": model_id},
+        changes={"attempt": Job.attempt + 1, "leased_by": worker, "lease_until": until, **changes},
         facts={
             "worker": worker,
             "resumes_from": newest.step if newest else None,
-            **({"model": model_id} if job.alias else {}),
+            **({"model": changes["model_id"]} if job.alias else {}),
+            **({"led_by": changes["led_by"]} if changes["led_by"] else {}),
         },
     )
     session.add(
@@ -133,7 +164,6 @@ def _begin(session: Session, job: Job, worker: str, lease: float, vault: Vault) 
         keys=opened,
         key=opened[job.forget_id] if job.forget_id else _own_key(job, vault),
         checkpoint=newest,
-        unused=unused,
     )
 
 
@@ -176,7 +206,7 @@ def record(
 
 
 def save_checkpoint(session: Session, claim: Claim, step: int, files: Sequence[StoredFile]) -> list[str]:
-    """Make the files, all sealed under `claim.key`, the checkpoint of this step; older ones than two are dropped.
+    """Make the files, all sealed under `claim.seal`, the checkpoint of this step; older ones than two are dropped.
 
     Returns the digests of blobs that nothing refers to any more: delete them after commit. Raises LeaseLost.
     """
@@ -191,13 +221,16 @@ def discard_checkpoint(session: Session, claim: Claim, step: int) -> list[str]:
     return artifacts.unreferenced(session, removed)
 
 
-def release(session: Session, claim: Claim, *, reason: str, counts: bool, cap: int = DEFAULT_CAP) -> Job:
+def release(
+    session: Session, claim: Claim, *, reason: str, counts: bool, cap: int = DEFAULT_CAP, apart: bool = False
+) -> Job:
     """End the attempt without an answer, so that another may go on: queued, or cancelled where that was asked for.
 
     `counts` says whether it is the job's fault (its engine died) or not (the worker leaves); when `cap` attempts have
-    counted, the job fails with `attempts_exhausted`. Raises LeaseLost.
+    counted, the job fails with `attempts_exhausted`. `apart`: from now on it shares no run. Raises LeaseLost.
     """
-    return give_back(session, _held(session, claim), actor=claim.actor, reason=reason, counts=counts, cap=cap)
+    job = _held(session, claim)
+    return give_back(session, job, actor=claim.actor, reason=reason, counts=counts, cap=cap, apart=apart)
 
 
 def cancelled(session: Session, claim: Claim) -> Job:
@@ -223,11 +256,12 @@ def finish(
     files: Mapping[ArtifactKind, Sequence[StoredFile]],
     sign: Callable[[Session, Job], Mapping[ArtifactKind, StoredFile]],
     model_digest: str | None = None,
+    promotes: bool = True,
 ) -> list[str]:
     """The job has succeeded. `files` are already stored; `sign` makes and stores the report and its signed envelope.
 
     The files of kind `model`, whose digest is `model_digest`, become a model that jobs may start from, and a job on an
-    alias that has passed lets the alias stand for it.
+    alias that has passed lets the alias stand for it, if it `promotes`: of several that share a run one does, for all.
 
     `sign` is called only once the fence has held, so an attempt that lost its lease never signs. The checkpoints go:
     they know the forget set, and nothing resumes a job that has succeeded. Returns the digests of blobs that nothing
@@ -242,7 +276,7 @@ def finish(
     for kind, file in signed.items():
         artifacts.add(session, job, kind, [file])
     made = models.made_by(session, job, model_digest, files.get("model", ())) if model_digest else None
-    if made and job.alias and verdict == "passed":
+    if made and job.alias and verdict == "passed" and promotes:
         aliases.move_on(session, job, made, actor=claim.actor)
     facts = {"verdict": verdict, "envelope": signed["envelope"].digest}
     transition(session, job, "succeeded", actor=claim.actor, changes={"verdict": verdict}, facts=facts)

@@ -8,7 +8,7 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from api.store import aliases, audit, datasets, deadlines, events, models, outbox, references, turn
+from api.store import aliases, audit, batches, datasets, deadlines, events, models, outbox, references, turn
 from api.store import due as dates
 from api.store.errors import IdempotencyMismatch
 from api.store.ids import plausible
@@ -71,6 +71,7 @@ def create(
         rank=PRIORITIES.index(spec.priority),
         received_at=received,
         due_at=dates.of(received),
+        batch=batches.in_common(resolved),
         warnings=[],
         idempotency_key=idempotency_key,
         body_digest=body_digest,

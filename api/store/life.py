@@ -111,16 +111,22 @@ def destroyed(session: Session, jobs: Sequence[Job]) -> set[str]:
     return found | {job.id for job in jobs if job.destroyed_at is not None}
 
 
-def give_back(session: Session, job: Job, *, actor: str, reason: str, counts: bool, cap: int) -> Job:
+def give_back(
+    session: Session, job: Job, *, actor: str, reason: str, counts: bool, cap: int, apart: bool = False
+) -> Job:
     """End a running attempt without an answer: queued again, cancelled where that was asked for, or failed at the cap.
 
-    The caller holds the row's lock.
+    `apart`: it shares no run any more. A job that shared this one is not failed at the cap, since another may be to
+    blame: it has one more attempt by itself. The caller holds the row's lock.
     """
     if job.cancel_requested:
         return transition(session, job, "cancelled", actor=actor, reason=reason)
     counted = job.counted + counts
+    if counted >= cap and job.led_by is not None:
+        apart, counted = True, cap - 1
     if counted < cap:
-        return transition(session, job, "queued", actor=actor, reason=reason, changes={"counted": counted})
+        again: dict[str, Any] = {"counted": counted, **({"batch": None} if apart else {})}
+        return transition(session, job, "queued", actor=actor, reason=reason, changes=again)
     error = AttemptsExhausted(f"{counted} attempts ended without a result (at most {cap}). The last one: {reason}.")
     changes = {"counted": counted, "error": error.as_dict()}
     return transition(session, job, "failed", actor=actor, reason=reason, changes=changes, facts={"code": error.code})

@@ -132,6 +132,7 @@ class Job(Base):
         Index(None, "principal_id", "idempotency_key", unique=True),
         Index(None, "status", "rank", "due_at", "id"),
         Index(None, "status", "batch"),
+        Index(None, "led_by"),
         Index(None, "alias", "status"),
         Index(None, "principal_id", "id"),
         Index(None, "status", "id"),

@@ -109,6 +109,7 @@ INDEXES: list[tuple[str, tuple[str, ...], bool]] = [
     ("jobs", ("principal_id", "idempotency_key"), True),
     ("jobs", ("status", "rank", "due_at", "id"), False),
     ("jobs", ("status", "batch"), False),
+    ("jobs", ("led_by",), False),
     ("jobs", ("alias", "status"), False),
     ("jobs", ("principal_id", "id"), False),
     ("audit", ("position",), True),

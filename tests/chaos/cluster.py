@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -140,8 +140,15 @@ class Cluster:
             self.ring(job_id)
         return job_id
 
-    def create(self, session: Session, *, idempotency_key: str | None = None, **training: Any) -> str:
-        """Queue a job in this transaction; returns its id."""
+    def create(
+        self,
+        session: Session,
+        *,
+        idempotency_key: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        **training: Any,
+    ) -> str:
+        """Queue a job in this transaction, with `fields` in place of the spec's own; returns its id."""
         spec = parse(
             {
                 "model": self.model_id,
@@ -152,6 +159,7 @@ class Cluster:
                 "evaluation": {"max_new_tokens": 4, "watch_rows": 2, "bootstrap": 100},
                 "gates": [{"metric": "forget.probability", "at_most": 0.5}],
                 "threads": 1,
+                **(fields or {}),
             }
         )
         return jobs.create(session, spec, key_id=self.key_id, idempotency_key=idempotency_key)[0].id
@@ -235,19 +243,23 @@ class Cluster:
             )
             self.model_id = registered.id
         for name, part in (("forget", rows[:8]), ("retain", rows[8:24])):
-            content = "".join(json.dumps(row) + "\n" for row in part).encode()
-            key = sealed.new_key()
-            blob = self.blobs.put(BytesIO(content), key)
-            with self.database.transaction() as session:
-                dataset = datasets.register(
-                    session,
-                    VAULT,
-                    rows=len(part),
-                    size=len(content),
-                    blob=blob.digest,
-                    key=key,
-                    commitment=sealed.commitment(BytesIO(content), key),
-                    warnings=[],
-                    key_id=self.key_id,
-                )
-            self.sets[name] = dataset.id
+            self.sets[name] = self.upload(part)
+
+    def upload(self, rows: list[dict[str, Any]]) -> str:
+        """Register a data set of these rows; returns its id."""
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        key = sealed.new_key()
+        blob = self.blobs.put(BytesIO(content), key)
+        with self.database.transaction() as session:
+            dataset = datasets.register(
+                session,
+                VAULT,
+                rows=len(rows),
+                size=len(content),
+                blob=blob.digest,
+                key=key,
+                commitment=sealed.commitment(BytesIO(content), key),
+                warnings=[],
+                key_id=self.key_id,
+            )
+        return dataset.id

@@ -105,7 +105,7 @@ def test_every_model_and_upload_of_a_spec_is_an_input(asked: tuple[Claim, Blobs]
     claim, blobs = asked
     command = fill(tmp_path, claim, blobs, 1.0)
     inputs = json.loads((tmp_path / "inputs.json").read_text())
-    spec = parse(json.loads((tmp_path / "spec.json").read_text()))
+    spec = parse(json.loads(Path(command["spec"]).read_text()))
     assert spec.digest() == claim.spec_digest
     assert sorted(inputs["models"].values()) == [
         f"/models/{name}" for name in ("base", "model", "reference", "retrained")
