@@ -67,6 +67,7 @@ def _carry_out(command: dict[str, Any], emit: Emit, stop: StopFlag) -> int:
             Inputs(
                 {name: Path(path) for name, path in inputs["models"].items()},
                 {name: Path(path) for name, path in inputs["datasets"].items()},
+                Path(command["earlier"]) if command.get("earlier") else None,
             ),
             Path(command["out"]),
             resume=Path(command["resume"]) if command["resume"] else None,

@@ -23,6 +23,7 @@ from core import checkpoint, tuning
 from core.data import Inputs
 from core.data.encode import encode
 from core.data.trained_on import trained_on
+from core.earlier import lasting
 from core.edits import EDITS, Context, Edit
 from core.environment import available_threads, describe, prepare
 from core.errors import Stopped
@@ -141,7 +142,8 @@ def run(
         # One is left ahead of an edit, a merge or a choice, since resuming does it again.
         chosen = watcher.chosen
         # Nor may it cost hours of what comes after; and what trained the model need not stand beside it then.
-        long = bool(spec.evaluation.attacks or spec.evaluation.lm_eval or spec.evaluation.retrained)
+        evaluation = spec.evaluation
+        long = bool(evaluation.attacks or evaluation.lm_eval or evaluation.retrained or inputs.earlier)
         changed = edit.after is not None or tuning.settles(spec) or chosen != trainer.step or long
         if changed and trainer.steps:
             saves()
@@ -155,6 +157,7 @@ def run(
         scorer = _guarded(scorer)
         after = within(lambda: requests.measured(scorer, "after", chosen))
         under_attack = within(lambda: requests.attacked(scorer))
+        lasts = within(lambda: lasting(inputs.earlier, scorer))
     except Stopped:
         if trainer.steps and not changed:
             saves()
@@ -186,6 +189,7 @@ def run(
                 after=after[i] | under_attack[i],
                 training=requests.training(trained, loaded.sets, sets),
                 environment=describe(device, processes.size),
+                earlier=lasts,
             )
             if spec.evaluation.plots:
                 drawn(folder / "plots", report, own)

@@ -10,7 +10,7 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.orm import Session
 
-from api.store import attempts, endings
+from api.store import attempts, endings, lineage
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
 from api.store.errors import BlobDamaged, BlobMissing
@@ -21,6 +21,7 @@ from worker.checkpoints import CheckpointStore
 from worker.delivery import Delivery, model_files
 from worker.engine import Spare
 from worker.folder import attempt_folder, fill, restore_checkpoint
+from worker.recheck import listed
 from worker.relay import ENGINE_SHARE, Relay
 from worker.settings import WorkerSettings
 from worker.settle import discard, settled
@@ -98,6 +99,7 @@ def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, loose: li
     lease = bench.settings.lease_seconds * ENGINE_SHARE
     try:
         command = relay.meanwhile(lambda: fill(folder, claim, bench.blobs, lease))
+        earlier = relay.meanwhile(lambda: _earlier(bench, claim, folder))
     except (BlobMissing, BlobDamaged, SpecError) as error:
         told, of = error.as_dict(), error.of
         _settle(bench, lambda session: endings.fail(session, claim, told, of))
@@ -107,11 +109,20 @@ def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, loose: li
     except (BlobMissing, BlobDamaged) as error:
         _without_checkpoint(bench, claim, error)
         return
-    code = relay.run(command | {"resume": str(resume) if resume else None})
+    code = relay.run(command | {"resume": str(resume) if resume else None, "earlier": earlier})
     if code == 0 and "done" in relay.said:
         _succeed(bench, claim, relay, loose)
     else:
         _end(bench, claim, relay, code)
+
+
+def _earlier(bench: Bench, claim: Claim, folder: Path) -> str | None:
+    """The list of what earlier jobs removed; None for a model that the service knows nothing of."""
+    model, most = claim.model, bench.settings.recheck_most
+    if model is None:
+        return None
+    found, count = _settle(bench, lambda session: lineage.removed_before(session, model, most))
+    return str(listed(folder, found, count, bench.blobs, bench.vault))
 
 
 def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None:

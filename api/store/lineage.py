@@ -1,14 +1,25 @@
 """The line of a model: each was made from the one before it by a job, back to a registered folder."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from sqlalchemy import literal, or_, select
-from sqlalchemy.orm import Session, aliased, defer
+from sqlalchemy import func, literal, or_, select
+from sqlalchemy.orm import Session, aliased
 
-from api.store.tables import Alias, Job, Model
+from api.store.records import Artifact
+from api.store.tables import Alias, Dataset, Job, Model
 
 MOST = 1000  # models of a line that are followed
 _SHOWN = 100  # children that are listed
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A job that has removed something: its forget set, where that was an upload, and the blob of its report."""
+
+    job_id: str
+    forget: Dataset | None = field(repr=False)
+    report: str | None
 
 
 def line(session: Session, model: Model, most: int = MOST) -> list[Model]:
@@ -25,19 +36,24 @@ def line(session: Session, model: Model, most: int = MOST) -> list[Model]:
     return list(session.scalars(query))
 
 
-def removed_before(session: Session, model: Model, most: int) -> tuple[list[Job], int]:
-    """The succeeded jobs that made the model and those that it goes back to, the newest first, and how many in all;
-    with each the jobs that shared its run. At most `most` of them are returned."""
+def removed_before(session: Session, model: Model, most: int) -> tuple[list[Removed], int]:
+    """What succeeded jobs removed that made the model and those that it goes back to, and how many such jobs there are.
+
+    With each come the jobs that shared its run. At most `most` of them are returned, the newest first.
+    """
     own = {found.job_id for found in line(session, model) if found.job_id}
-    led = {leader for leader in session.scalars(select(Job.led_by).where(Job.id.in_(own))) if leader}
-    query = (
-        select(Job)
-        .where(or_(Job.id.in_(own | led), Job.led_by.in_(own | led)), Job.status == "succeeded")
+    leaders = own | {leader for leader in session.scalars(select(Job.led_by).where(Job.id.in_(own))) if leader}
+    of_them = (or_(Job.id.in_(leaders), Job.led_by.in_(leaders)), Job.status == "succeeded")
+    found = (
+        select(Job.id, Dataset, Artifact.digest)
+        .outerjoin(Dataset, Dataset.id == Job.forget_id)
+        .outerjoin(Artifact, (Artifact.job_id == Job.id) & (Artifact.kind == "report"))
+        .where(*of_them)
         .order_by(Job.finished_at.desc(), Job.id.desc())
-        .options(defer(Job.key))
+        .limit(most)
     )
-    found = session.scalars(query).all()
-    return list(found[:most]), len(found)
+    count = session.scalar(select(func.count()).select_from(Job).where(*of_them)) or 0
+    return [Removed(*row) for row in session.execute(found)], count
 
 
 def children(session: Session, model_id: str) -> Sequence[str]:

@@ -14,6 +14,7 @@ class Inputs:
 
     models: Mapping[str, Path] = field(default_factory=dict)
     datasets: Mapping[str, Path] = field(default_factory=dict)
+    earlier: Path | None = None  # the list of earlier jobs on the model's line, see core.earlier
 
     def model(self, spec: JobSpec) -> Path:
         """The folder of the model to change. Raises SpecError for an id that has no folder here."""

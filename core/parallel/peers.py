@@ -158,6 +158,7 @@ def _written(task: Task, place: Place) -> dict[str, Any]:
         "spec": task.spec.model_dump(mode="json"),
         "models": {name: str(path) for name, path in task.inputs.models.items()},
         "datasets": {name: str(path) for name, path in task.inputs.datasets.items()},
+        "earlier": str(task.inputs.earlier) if task.inputs.earlier else None,
         "out": str(task.out),
         "resume": str(task.resume) if task.resume else None,
         "commitments": dict(task.commitments),
@@ -173,7 +174,7 @@ def _read(written: Mapping[str, Any]) -> tuple[Task, Place]:
     models, datasets = ({k: Path(v) for k, v in written[kind].items()} for kind in ("models", "datasets"))
     task = Task(
         parse(written["spec"]),
-        Inputs(models, datasets),
+        Inputs(models, datasets, Path(written["earlier"]) if written["earlier"] else None),
         Path(written["out"]),
         resume=Path(written["resume"]) if written["resume"] else None,
         commitments=written["commitments"],

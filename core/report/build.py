@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.report.digest import model_digest
-from core.report.schema import Absent, DataUsed, Environment, Measurement, Report, TrainingDone
+from core.report.lasting import Lasting
+from core.report.schema import NO_SERVICE, Absent, DataUsed, Environment, Measurement, Report, TrainingDone
 from core.report.verdict import judge
 from core.spec.job import JobSpec
 
@@ -39,12 +40,15 @@ def build(
     after: Mapping[str, Measurement],
     training: TrainingDone,
     environment: Environment,
+    earlier: Lasting | None = None,
 ) -> Report:
-    """`sets` gives rows, answer tokens and the positions of records that did not fit; times are RFC 3339 UTC."""
+    """`sets` gives rows, answer tokens and the positions of records that did not fit; times are RFC 3339 UTC; `earlier`
+    is what was found of earlier jobs, absent where nothing knows of any."""
     used = {
         name: DataUsed(rows=rows, answer_tokens=tokens, too_long=too_long, commitment=commitments.get(name) or NO_KEY)
         for name, (rows, tokens, too_long) in sets.items()
     }
+    verdict = judge(spec.gates, before, after, unseen(used["forget"]))
     return Report(
         spec=spec.model_dump(mode="json"),
         spec_digest=spec.digest(),
@@ -60,12 +64,14 @@ def build(
         before=dict(before),
         after=dict(after),
         training=training,
-        verdict=judge(spec.gates, before, after, unseen(used["forget"])),
+        earlier=list(earlier.removals) if earlier else NO_SERVICE,
+        verdict=earlier.applied(verdict) if earlier else verdict,
         environment=environment,
         limitations=[
             *limitations(spec),
             *([_UNCHANGED] if spec.method.name in _UNCHANGING else []),
             *([_SHARED.format(training)] if training.shared_with else []),
+            *(earlier.limitations if earlier else []),
         ],
     )
 

@@ -132,6 +132,20 @@ class Requested(Part):
 NO_SERVICE = Absent(absent="run without the service")
 
 
+class EarlierRemoval(Part):
+    """What an earlier job on the model's line removed, measured again on the model that is delivered: the metrics of
+    its forget set `then`, after that job, and `now`. `came_back`: whether a gate of its own on that set held then and
+    fails now; `reasons` are those gates'."""
+
+    job: str
+    commitment: Sha256 | Absent
+    rows: int | Absent
+    then: dict[str, Measurement] | Absent
+    now: dict[str, Measurement] | Absent
+    came_back: bool | Absent
+    reasons: list[str]
+
+
 class Evaluated(Part):
     """What `lethe evaluate` measured of a model, and the verdict; nothing was changed."""
 
@@ -169,6 +183,7 @@ class Report(Part):
     before: dict[str, Measurement]
     after: dict[str, Measurement]
     training: TrainingDone
+    earlier: list[EarlierRemoval] | Absent = NO_SERVICE
     verdict: Verdict
     environment: Environment
     limitations: list[str]

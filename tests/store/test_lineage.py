@@ -54,7 +54,9 @@ def finish(
         )
 
 
-def test_what_a_job_leaves_is_a_model_with_parent_and_root(database: Database, model: Model, forget: Forget) -> None:
+def test_what_a_job_leaves_is_a_model_with_parent_and_root(
+    database: Database, model: Model, dataset: Dataset, forget: Forget
+) -> None:
     first = forget(model.id, "a")
     second = forget(first.id, "b", "not_passed")
     assert (first.path, first.digest, first.architecture) == (f"job:{first.job_id}", "a" * 64, model.architecture)
@@ -66,7 +68,9 @@ def test_what_a_job_leaves_is_a_model_with_parent_and_root(database: Database, m
         assert [m.id for m in lineage.line(session, second, 2)] == [second.id, first.id]
         assert lineage.children(session, model.id) == [first.id]
         found, count = lineage.removed_before(session, second, 1)
-        assert ([job.id for job in found], count) == ([second.job_id], 2)
+        assert ([removed.job_id for removed in found], count) == ([second.job_id], 2)
+        assert found[0].forget is not None
+        assert (found[0].forget.id, found[0].report) == (dataset.id, None)
         assert lineage.removed_before(session, model, 5) == ([], 0)
 
 
@@ -86,7 +90,7 @@ def test_jobs_that_shared_a_run_have_all_removed_something(database: Database, m
     for one in (first, other):
         with database.reading() as session:
             found, count = lineage.removed_before(session, one, 5)
-            assert ({job.id for job in found}, count) == ({first.job_id, other.job_id}, 2)
+            assert ({removed.job_id for removed in found}, count) == ({first.job_id, other.job_id}, 2)
 
 
 def test_a_deleted_model_leaves_its_row_and_nothing_else(
