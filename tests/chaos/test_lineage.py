@@ -15,14 +15,13 @@ pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=Tr
 def test_a_job_on_an_alias_waits_begins_at_the_new_model_and_measures_what_was_removed(cluster: Cluster) -> None:
     with cluster.database.transaction() as session:
         aliases.promote(session, "production", cluster.model_id, reason="first", actor="test")
-    pinned, on_alias = cluster.model_id, {"alias": "production"}
+    on_alias = {"model": {"alias": "production"}}
     # Two workers, so that only the alias keeps the second job from running.
     for _ in range(2):
         cluster.worker(poll_seconds="30")
-    cluster.model_id = on_alias  # type: ignore[assignment]
-    first = cluster.submit(steps=12)
+    first = cluster.submit(fields=on_alias, steps=12)
     until(lambda: cluster.job(first).status == "running")
-    second = cluster.submit(steps=4)
+    second = cluster.submit(fields=on_alias, steps=4)
 
     def waits() -> bool:
         with cluster.database.reading() as session:
@@ -42,8 +41,8 @@ def test_a_job_on_an_alias_waits_begins_at_the_new_model_and_measures_what_was_r
         assert aliases.get(session, "production").model_id == two.id
         kinds = [event.kind for event in events.since(session, second)]
     assert "promoted" in kinds
-    assert (cluster.job(first).model_id, cluster.job(second).model_id) == (pinned, one.id)
-    assert [model.parent_id for model in (one, two)] == [pinned, one.id]
+    assert (cluster.job(first).model_id, cluster.job(second).model_id) == (cluster.model_id, one.id)
+    assert [model.parent_id for model in (one, two)] == [cluster.model_id, one.id]
     reports = [json.loads(cluster.blobs.open(cluster.files(job)["report.json"]).read()) for job in (first, second)]
     before, after = (Report.model_validate(report) for report in reports)
     assert before.earlier == []
