@@ -3,6 +3,7 @@
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import anyio
 import structlog
@@ -13,6 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from api import errors, openapi
 from api.deps import Service, authenticated
 from api.known_keys import KnownKeys
+from api.leaving import Leaving
+from api.meter import Meter
 from api.middleware import Surround
 from api.queue import Queue
 from api.routes import (
@@ -27,6 +30,7 @@ from api.routes import (
     jobs,
     metrics,
     models,
+    prometheus,
     webhooks,
 )
 from api.settings import Settings
@@ -41,7 +45,7 @@ from api.webhooks.targets import Guard
 
 log = structlog.get_logger()
 
-OPEN = (health.router, docs.router)
+OPEN = (health.router, docs.router, prometheus.router)
 GUARDED = (
     jobs.router,
     actions.router,
@@ -73,6 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.blobs.remove_abandoned(ABANDONED_AFTER)
+        service.leaving.watch()
         # Beside the first requests: the database may be away, or still without its tables.
         wrapping = threading.Thread(target=_wrap_bare_keys, args=(service,), daemon=True)
         wrapping.start()
@@ -120,14 +125,17 @@ def _wrap_bare_keys(service: Service) -> None:
 
 
 def _put_together(settings: Settings) -> Service:
+    database = open_database(settings.database_url)
     return Service(
         settings=settings,
-        database=open_database(settings.database_url),
+        database=database,
         blobs=Blobs(settings.artifacts_url),
         queue=Queue(settings.broker_url, settings.broker_timeout),
         vault=Vault(settings.master_key.encode()),
         known_keys=KnownKeys(settings.key_secret.encode()),
         guard=Guard(settings.webhook_allow),
+        meter=Meter(database, timedelta(days=settings.due_soon_days)),
+        leaving=Leaving(),
         uploads=anyio.CapacityLimiter(UPLOADS_AT_ONCE),
         hashing=anyio.CapacityLimiter(HASHING_AT_ONCE),
     )

@@ -12,6 +12,8 @@ from pydantic import Field
 
 from api.errors import Forbidden, Unauthorized
 from api.known_keys import KnownKeys
+from api.leaving import Leaving
+from api.meter import Meter
 from api.queue import Queue
 from api.settings import Settings
 from api.store import keys
@@ -23,7 +25,7 @@ from api.store.vault import Vault
 from api.webhooks.targets import Guard
 from core.spec.base import Spec
 
-_bearer = HTTPBearer(auto_error=False, description="An API key: `lethe_...`")
+bearer = HTTPBearer(auto_error=False, description="An API key: `lethe_...`")
 # The largest number that both databases count rows and steps with.
 MOST = 2**63 - 1
 
@@ -39,6 +41,8 @@ class Service:
     vault: Vault
     known_keys: KnownKeys
     guard: Guard
+    meter: Meter
+    leaving: Leaving
     uploads: CapacityLimiter
     hashing: CapacityLimiter
 
@@ -58,7 +62,7 @@ Parts = Annotated[Service, Depends(_parts)]
 
 
 async def authenticated(
-    service: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    service: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> ApiKey:
     """The caller's key. Raises Unauthorized."""
     if credentials is None:

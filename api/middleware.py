@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import INTERNAL, REQUEST_ID, problem
+from api.meter import REQUESTS
 from api.store.ids import plausible
 
 log = structlog.get_logger()
@@ -25,6 +26,7 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PROBES = ("/healthz", "/readyz")
 
 
@@ -76,6 +78,17 @@ class Surround:
 
 
 def _note(scope: Scope, method: str, status: int | None, seconds: float) -> None:
+    route = getattr(scope.get("route"), "path", None)
+    REQUESTS.labels(_method(method), route or "", status or "left").observe(seconds)
+    _log(scope, method, route, status, seconds)
+
+
+def _method(method: str) -> str:
+    """A method that somebody made up must not become a name among the metrics."""
+    return method if method in _METHODS else "other"
+
+
+def _log(scope: Scope, method: str, route: str | None, status: int | None, seconds: float) -> None:
     """One line a request: the route and the job, never the path or the query, which hold whatever a caller wrote."""
     if scope["path"] in _PROBES and status == 200:
         return
@@ -83,7 +96,7 @@ def _note(scope: Scope, method: str, status: int | None, seconds: float) -> None
     log.info(
         "request",
         method=method,
-        route=getattr(scope.get("route"), "path", None),
+        route=route,
         status=status,  # null: the caller left before there was an answer
         milliseconds=round(seconds * 1000, 1),
         **({"job": job} if job and plausible(job) else {}),

@@ -34,7 +34,6 @@ class Settings(KeySettings, StoreSettings):
     four_eyes: bool = Field(
         False, description="whether a job begins only once another principal than its submitter has approved it"
     )
-    due_soon_days: float = Field(7, gt=0, le=366, description="how many days before its due date a job is due soon")
     max_body: int = Field(MIB, ge=1024, description="largest JSON body")
     upload_max_bytes: int = Field(1024 * MIB, ge=1, description="largest upload of a data set")
     upload_max_rows: int = Field(1_000_000, ge=1, description="most records in an upload")
@@ -44,6 +43,7 @@ class Settings(KeySettings, StoreSettings):
     events_poll: float = Field(0.5, gt=0, description="how often an event stream looks for news")
     events_heartbeat: float = Field(15, gt=0, description="longest silence of an event stream")
     broker_timeout: float = Field(1, gt=0, description="how long the broker may take for one answer")
+    metrics_open: bool = Field(False, description="whether /metrics asks for no key")
     webhooks_deliver: bool = Field(True, description="whether this process delivers what waits for webhooks")
     webhook_allow: list[str] = Field(
         default_factory=list,

@@ -63,6 +63,22 @@ def test_every_setting_is_in_the_service_guide() -> None:
             assert f"| `LETHE_{name.upper()}` |" in text
 
 
+def test_every_variable_that_the_code_names_is_in_the_service_guide() -> None:
+    text = (ROOT / "docs" / "service.md").read_text()
+    sources = [file for part in ("api", "core", "worker", "migrations") for file in (ROOT / part).rglob("*.py")]
+    named = {name for file in sources for name in re.findall(r"\bLETHE_[A-Z_]*[A-Z]\b", file.read_text())}
+    assert {"LETHE_MASTER_KEY", "LETHE_URL"} <= named
+    assert [name for name in sorted(named) if f"| `{name}` |" not in text] == []
+
+
+def test_every_metric_is_in_the_service_guide() -> None:
+    text = (ROOT / "docs" / "service.md").read_text()
+    sources = [ROOT / "api" / "meter.py", ROOT / "worker" / "meter.py"]
+    named = {name for file in sources for name in re.findall(r'"(lethe_\w+)"', file.read_text())}
+    assert len(named) > 12
+    assert [name for name in sorted(named) if f"`{name}" not in text] == []
+
+
 def test_the_readmes_tables_are_the_methods() -> None:
     text = (ROOT / "README.md").read_text()
     rows = methods_table()

@@ -2,12 +2,14 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from api.store import attempts, endings, lineage
@@ -17,6 +19,7 @@ from api.store.errors import BlobDamaged, BlobMissing
 from api.store.session import Database
 from api.store.vault import Vault
 from core.errors import CheckpointError, LeaseLost, LetheError, SpecError, Stopped
+from worker import meter
 from worker.checkpoints import CheckpointStore
 from worker.delivery import Delivery, model_files
 from worker.engine import Spare
@@ -57,22 +60,43 @@ def run_next(bench: Bench) -> bool:
     if claim is None:
         return False
     bench.blobs.delete(claim.unused)
-    shared = {"with": [each.job_id for each in claim.others]} if claim.others else {}
-    told = log.bind(job=claim.job_id, attempt=claim.attempt, **shared)
-    told.info("claimed", resumes_from=claim.checkpoint.step if claim.checkpoint else None)
-    try:
-        with attempt_folder(bench.settings.work_dir, claim) as folder:
-            _attempt(bench, claim, folder)
-        told.info("attempt ended")
-    except LeaseLost:
-        told.warning("lease lost")
-    except Exception as error:
-        # Ours, not the engine's: a full disk, say. The job is given back at once instead of when its lease runs out.
-        told.exception("attempt broke off")
-        _release(bench, claim, f"the worker failed: {_told(error)}")
-    finally:
-        bench.spare.refill()
+    began = time.monotonic()
+    with structlog.contextvars.bound_contextvars(**_ids(claim)):
+        log.info("claimed", resumes_from=claim.checkpoint.step if claim.checkpoint else None)
+        try:
+            with attempt_folder(bench.settings.work_dir, claim) as folder:
+                _attempt(bench, claim, folder)
+            log.info("attempt ended")
+        except LeaseLost:
+            log.warning("lease lost")
+        except Exception as error:
+            # Ours, not the engine's: a full disk, say. The job is given back at once instead of when its lease runs
+            # out.
+            log.exception("attempt broke off")
+            _release(bench, claim, f"the worker failed: {_told(error)}")
+        finally:
+            bench.spare.refill()
+    for each in claim.everyone:
+        meter.ATTEMPTS.labels(_outcome(bench, each)).observe(time.monotonic() - began)
     return True
+
+
+def _ids(claim: Claim) -> dict[str, Any]:
+    """On every line of this attempt, whoever writes it: by the id of a request one finds all that it led to."""
+    ids = {"job": claim.job_id, "attempt": claim.attempt, "request_id": claim.request_id}
+    if not claim.others:
+        return ids
+    others = {"with": [each.job_id for each in claim.others]}
+    return ids | others | {"with_requests": [each.request_id for each in claim.others]}
+
+
+def _outcome(bench: Bench, claim: Claim) -> str:
+    """What the attempt is known to have come to."""
+    try:
+        with bench.database.reading() as session:
+            return attempts.outcome(session, claim) or "unknown"
+    except DBAPIError:
+        return "unknown"
 
 
 def _attempt(bench: Bench, claim: Claim, folder: Path) -> None:

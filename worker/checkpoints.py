@@ -12,6 +12,7 @@ from api.store.artifacts import StoredFile
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
 from api.store.session import Database
+from worker import meter
 from worker.settle import discard
 
 MANIFEST = "manifest.json"
@@ -43,6 +44,7 @@ class CheckpointStore:
         except BaseException:
             self._give_up(step)
             raise
+        meter.CHECKPOINT_BYTES.inc(sum(file.size for file in files))
         del self.waiting[step]
         self.blobs.delete(unused)
         shutil.rmtree(folder, ignore_errors=True)

@@ -35,7 +35,8 @@ class WorkerSettings(StoreSettings):
     orphan_seconds: float = Field(
         86400.0, ge=3600, description="age from which a file of the artifact store goes if no row refers to it"
     )
-    due_soon_days: float = Field(7, gt=0, le=366, description="how many days before its due date a job is due soon")
     recheck_most: int = Field(
         20, ge=0, description="earlier jobs on a model's line, the newest, whose forget sets a job measures again"
     )
+    metrics_port: int = Field(0, ge=0, le=65_535, description="port of Prometheus' metrics at /metrics; 0: none")
+    metrics_host: str = Field("127.0.0.1", description="address that metrics_port is listened on at")

@@ -24,6 +24,7 @@ from worker.attempt import Bench, run_next
 from worker.destruction import destroy_due, record_destroyed
 from worker.engine import Spare
 from worker.folder import remove_abandoned
+from worker.meter import Door
 from worker.orphans import remove_orphans
 from worker.settings import WorkerSettings
 
@@ -56,6 +57,7 @@ class Shift:
             self._free.put(spare)
         self._looker = threading.Thread(target=self._look_after, name="look")
         self._runners: list[threading.Thread] = []
+        self._door = Door(settings.metrics_host, settings.metrics_port) if settings.metrics_port else None
 
     def begin(self) -> None:
         """Warm the spares and start looking."""
@@ -71,6 +73,8 @@ class Shift:
             runner.join()
         for spare in self._slots:
             spare.close()
+        if self._door is not None:
+            self._door.close()
         self._database.close()
 
     def turn(self) -> None:

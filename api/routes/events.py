@@ -64,7 +64,8 @@ async def _stream(service: Service, sight: Sight, job_id: str, after: int) -> As
         for event in found:
             after = event.id
             yield format_sse_event(data_str=event.model_dump_json(), event=event.kind, id=str(event.id))
-        if ended and len(found) < BATCH:
+        # Where the process is about to end, the caller is to come back for the rest, by the id of the last event.
+        if service.leaving or (ended and len(found) < BATCH):
             return
         if found:
             spoke = time.monotonic()

@@ -42,6 +42,7 @@ class Claim:
     keys: Mapping[str, bytes] = field(repr=False)  # what opens each of them, unwrapped
     key: bytes = field(repr=False)  # seals whatever is derived from the forget set alone
     checkpoint: Checkpoint | None  # to go on from
+    request_id: str | None = None  # of the call that asked, for logs
     unused: Sequence[str] = ()  # blobs of checkpoints that are of no use: delete them after commit
     others: Sequence["Claim"] = ()  # jobs that share the run; each is reported on and ended under its own claim
 
@@ -164,6 +165,7 @@ def _begun(
         keys=opened,
         key=opened[job.forget_id] if job.forget_id else _own_key(job, vault),
         checkpoint=newest,
+        request_id=job.request_id,
     )
 
 
@@ -281,6 +283,12 @@ def finish(
     facts = {"verdict": verdict, "envelope": signed["envelope"].digest}
     transition(session, job, "succeeded", actor=claim.actor, changes={"verdict": verdict}, facts=facts)
     return artifacts.unreferenced(session, removed)
+
+
+def outcome(session: Session, claim: Claim) -> str | None:
+    """The status that the job came into when this attempt ended; None while it has not."""
+    query = select(Attempt.outcome).where(Attempt.job_id == claim.job_id, Attempt.number == claim.attempt)
+    return session.scalar(query)
 
 
 def of(session: Session, job_id: str) -> Sequence[Attempt]:

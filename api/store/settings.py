@@ -65,6 +65,7 @@ class StoreSettings(DatabaseSettings):
         repr=False,
         description="where artifacts are kept, as fsspec writes it: file:///var/lib/lethe/artifacts, s3://bucket/prefix",
     )
+    due_soon_days: float = Field(7, gt=0, le=366, description="how many days before its due date a job is due soon")
 
 
 def load(kind: type[S]) -> S:

@@ -107,7 +107,7 @@ def problem(response: Any, status: int, code: str) -> dict[str, Any]:
 class ApiProcess:
     """The API as it is run in production: a uvicorn process, its log in a file."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, folder: Path, **environment: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -115,7 +115,7 @@ class ApiProcess:
         self.log = folder / "api.log"
         given = settings.model_dump(mode="json")
         own = {f"LETHE_{name.upper()}": v if isinstance(v, str) else json.dumps(v) for name, v in given.items()}
-        self._env = {**os.environ, **own}
+        self._env = {**os.environ, **own, **environment}
 
     def __enter__(self) -> "ApiProcess":
         began = time.monotonic()

@@ -80,6 +80,7 @@ def test_everything_that_can_be_called_is_described(described: dict[str, Any]) -
         "GET /catalogue",
         "GET /healthz",
         "GET /readyz",
+        "GET /metrics",
     }
 
 
