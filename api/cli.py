@@ -14,6 +14,7 @@ import typer
 from api.commands.datasets import app as of_datasets
 from api.commands.jobs import app as of_jobs
 from api.commands.models import app as of_models
+from api.commands.prove import app as of_proofs
 from api.commands.report import app as of_reports
 from core.errors import EXIT_INTERNAL, LetheError
 
@@ -35,6 +36,7 @@ for group in (of_jobs, of_reports):
     for command in group.registered_commands:
         command.rich_help_panel = _AT_A_SERVICE
     app.registered_commands += group.registered_commands
+app.registered_commands += of_proofs.registered_commands
 app.add_typer(of_datasets, name="datasets", rich_help_panel=_AT_A_SERVICE)
 app.add_typer(of_models, name="models", rich_help_panel=_AT_A_SERVICE)
 

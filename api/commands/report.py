@@ -31,6 +31,8 @@ def report(
             (out / "report.json").write_bytes(written)
             (out / "report.html").write_bytes(client.content(f"/jobs/{job}/report", "text/html"))
             (out / "report.dsse.json").write_bytes(client.content(f"/jobs/{job}/report", _ENVELOPE))
+            if any(file["kind"] == "destruction" for file in client.get(f"/jobs/{job}/artifacts")["data"]):
+                (out / "destruction.dsse.json").write_bytes(client.content(f"/jobs/{job}/destruction", _ENVELOPE))
     found = json.loads(written)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))

@@ -224,3 +224,31 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(app: FastAPI, t
     with TestClient(app):
         assert not old.exists()
         assert live.exists()
+
+
+def test_a_set_is_destroyed_on_request_once_nothing_needs_it(
+    client: TestClient, database: Database, dataset: str, model: str, tmp_path: Path
+) -> None:
+    asked = {"model": {"id": model}, "data": {"forget": {"source": "upload", "dataset": dataset}}, "method": "GA"}
+    job = client.post("/jobs", json=asked).json()["id"]
+    refused = problem(client.delete(f"/datasets/{dataset}"), 409, "conflict")
+    assert job in refused["detail"]
+    client.post(f"/jobs/{job}/cancel")
+    with database.transaction() as session:
+        own = keys.create(session, SECRET.encode(), name="another", actor="test", scopes=["datasets:write"])[1]
+        seeing = keys.create(
+            session, SECRET.encode(), name="seeing", actor="test", scopes=["datasets:write", "jobs:read"]
+        )[1]
+    problem(client.delete(f"/datasets/{dataset}", headers=bearer(own)), 404, "not_found")
+    problem(client.delete(f"/datasets/{dataset}", headers=bearer(seeing)), 403, "forbidden")
+    gone = client.delete(f"/datasets/{dataset}")
+    assert gone.status_code == 200
+    assert gone.json()["destroyed_at"] is not None
+    assert client.delete(f"/datasets/{dataset}").json() == gone.json() == client.get(f"/datasets/{dataset}").json()
+    assert files(tmp_path / "artifacts") == []
+    problem(client.get(f"/datasets/{dataset}/proof", params={"leaf": "0" * 64}), 409, "data_destroyed")
+    problem(client.post(f"/jobs/{job}/retry"), 409, "data_destroyed")
+    again = problem(client.post("/jobs", json=asked), 422, "invalid_spec")
+    assert again["param"] == "data.forget.dataset"
+    assert "destroyed" in again["detail"]
+    problem(client.get(f"/jobs/{job}/destruction"), 404, "report_missing")
