@@ -15,7 +15,7 @@ from api.store.life import TERMINAL
 from api.store.lookup import by_id, newest, storable
 from api.store.records import Artifact
 from api.store.session import now
-from api.store.tables import Alias, Job, Model
+from api.store.tables import Alias, ApiKey, Job, Model
 
 _FOLDER = "model/"  # where a job's artifacts have its model
 
@@ -61,7 +61,9 @@ def register(
         if known.deleted_at is None:
             return known, False
         model, known.deleted_at = known, None
-    audit.append(session, actor=key_id, action="model.registered", subject=model.id, facts={"digest": digest})
+    actor = session.get_one(ApiKey, key_id).principal_id
+    facts = {"digest": digest}
+    audit.append(session, actor=actor, key_id=key_id, action="model.registered", subject=model.id, facts=facts)
     return model, True
 
 

@@ -1,5 +1,6 @@
 """Models that jobs have made: entered with the job's end, followed back to the root, given up with their files."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -175,3 +176,26 @@ def test_a_blob_that_another_model_has_stays(database: Database, model: Model, f
         "one": False,
         "two": True,
     }
+
+
+def test_a_blob_is_not_deleted_while_a_job_that_has_the_same_file_is_ending(
+    database: Database, job_id: str, tmp_path: Any
+) -> None:
+    blobs = Blobs(f"file://{tmp_path}/blobs")
+    (tmp_path / "config.json").write_text("{}")
+    blob = blobs.put(tmp_path / "config.json")
+
+    def delete() -> None:
+        with database.transaction() as session:
+            artifacts.delete_plain(session, blobs, [blob.digest])
+
+    with database.transaction() as ending:
+        artifacts.keep_plain(ending)
+        deleting = threading.Thread(target=delete)
+        deleting.start()
+        artifacts.add(ending, jobs.get(ending, job_id), "model", [StoredFile("model/config.json", blob.digest, 2)])
+        deleting.join(0.3)
+        assert deleting.is_alive()
+        assert blobs.holds(blob.digest)
+    deleting.join()
+    assert blobs.holds(blob.digest)
