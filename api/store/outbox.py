@@ -83,7 +83,8 @@ def tell_of_job(session: Session, job: Job, kind: str | None = None) -> None:
 def tell_of_dataset(session: Session, dataset: Dataset) -> None:
     """Tell whoever may see the data set that it was destroyed."""
     hooks = _listening(session, "dataset.destroyed", dataset.principal_id)
-    _tell(session, hooks, "dataset.destroyed", {"id": dataset.id, "name": dataset.name, "rows": dataset.rows})
+    destroyed = _written(dataset.destroyed_at) if dataset.destroyed_at else None
+    _tell(session, hooks, "dataset.destroyed", {"id": dataset.id, "destroyed_at": destroyed})
 
 
 def tell_of_due_dates(session: Session, *, soon: timedelta, limit: int = 100) -> Sequence[str]:

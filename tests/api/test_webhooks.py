@@ -349,6 +349,16 @@ def test_due_dates_are_told_of_once_and_again_once_extended(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_data_set_that_is_destroyed_is_told_of(client: TestClient, dataset: str) -> None:
+    made = hook(client, "http://127.0.0.1:9/", "dataset.destroyed")
+    destroyed = client.delete(f"/datasets/{dataset}").json()["destroyed_at"]
+    (told,) = deliveries(client, made["id"])
+    assert told["payload"]["data"].keys() == {"id", "destroyed_at"}
+    assert told["payload"]["data"]["id"] == dataset
+    assert told["payload"]["data"]["destroyed_at"][:19] == destroyed[:19]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_an_api_that_is_killed_in_a_delivery_loses_no_message(
     database_url: str, database: Database, tmp_path: Path, client: TestClient
 ) -> None:
