@@ -1,9 +1,11 @@
 """The REST API: `python -m uvicorn api.app:create_app --factory --ws none`. Settings come from LETHE_* variables."""
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 
 import anyio
 import structlog
@@ -18,10 +20,14 @@ from api.leaving import Leaving
 from api.meter import Meter
 from api.middleware import Surround
 from api.queue import Queue
+from api.rates import Counts, rated
+from api.refusals import ALL_TOGETHER, Refusals
 from api.routes import (
+    access,
     actions,
     aliases,
     artifacts,
+    audit,
     catalogue,
     datasets,
     docs,
@@ -57,12 +63,15 @@ GUARDED = (
     aliases.router,
     catalogue.router,
     webhooks.router,
+    access.router,
+    audit.router,
 )
 # Threads of their own, so that slow uploads and large folders keep no other request waiting.
 UPLOADS_AT_ONCE = 16
 HASHING_AT_ONCE = 2
 # A live upload writes far more often: `upload_idle` ends it otherwise.
 ABANDONED_AFTER = 3600.0
+FLOODS_TOLD_EVERY = 5.0
 LEAVES_WITHIN = 2.0
 
 
@@ -78,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.blobs.remove_abandoned(ABANDONED_AFTER)
         service.leaving.watch()
+        telling = asyncio.create_task(_tell_of_floods(service.refusals))
         # Beside the first requests: the database may be away, or still without its tables.
         wrapping = threading.Thread(target=_wrap_bare_keys, args=(service,), daemon=True)
         wrapping.start()
@@ -87,6 +97,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         await to_thread.run_sync(deliverer.close)
         wrapping.join(LEAVES_WITHIN)
+        telling.cancel()
+        await to_thread.run_sync(partial(service.refusals.flush, whole=True))
+        service.counts.close()
         service.queue.close()
         service.database.close()
 
@@ -105,7 +118,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     app.add_middleware(Surround)
-    errors.install(app)
+    errors.install(app, service.refusals.note)
     app.mount(docs.STATIC, docs.assets())
     openapi.install(app)
     for router in OPEN:
@@ -124,18 +137,34 @@ def _wrap_bare_keys(service: Service) -> None:
         errors.note_database(error)
 
 
+async def _tell_of_floods(refusals: Refusals) -> None:
+    while True:
+        await asyncio.sleep(FLOODS_TOLD_EVERY)
+        await to_thread.run_sync(refusals.flush)
+
+
 def _put_together(settings: Settings) -> Service:
     database = open_database(settings.database_url)
+    queue = Queue(settings.broker_url, settings.broker_timeout)
+    counts = Counts(settings.broker_url)
     return Service(
         settings=settings,
         database=database,
         blobs=Blobs(settings.artifacts_url),
-        queue=Queue(settings.broker_url, settings.broker_timeout),
+        queue=queue,
         vault=Vault(settings.master_key.encode()),
         known_keys=KnownKeys(settings.key_secret.encode()),
         guard=Guard(settings.webhook_allow),
         meter=Meter(database, timedelta(days=settings.due_soon_days)),
         leaving=Leaving(),
+        counts=counts,
+        rate=rated("calls", settings.rate_limit, counts),
+        refusals=Refusals(
+            database,
+            settings.key_secret.encode(),
+            rated("refused", settings.refusal_limit, counts),
+            rated("refused-all", settings.refusal_limit, counts, times=ALL_TOGETHER),
+        ),
         uploads=anyio.CapacityLimiter(UPLOADS_AT_ONCE),
         hashing=anyio.CapacityLimiter(HASHING_AT_ONCE),
     )

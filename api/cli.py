@@ -3,24 +3,20 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from api.commands.audit import app as of_audit
 from api.commands.datasets import app as of_datasets
 from api.commands.jobs import app as of_jobs
+from api.commands.keys import app as of_keys
+from api.commands.keys import principals as of_principals
 from api.commands.models import app as of_models
 from api.commands.prove import app as of_proofs
 from api.commands.report import app as of_reports
 from core.errors import EXIT_INTERNAL, LetheError
-
-if TYPE_CHECKING:
-    from api.settings import KeySettings
-    from api.store.session import Database
 
 app = typer.Typer(
     name="lethe",
@@ -29,8 +25,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-keys = typer.Typer(help="API keys of the service whose database LETHE_DATABASE_URL names.", no_args_is_help=True)
-app.add_typer(keys, name="keys")
+_AT_ITS_DATABASE = "At a service's database (LETHE_DATABASE_URL)"
+app.add_typer(of_keys, name="keys", rich_help_panel=_AT_ITS_DATABASE)
+app.add_typer(of_principals, name="principals", rich_help_panel=_AT_ITS_DATABASE)
+app.add_typer(of_audit, name="audit", rich_help_panel=_AT_ITS_DATABASE)
 _AT_A_SERVICE = "At a service (LETHE_URL, LETHE_API_KEY)"
 for group in (of_jobs, of_reports):
     for command in group.registered_commands:
@@ -194,69 +192,6 @@ def presets(as_json: AsJson = False) -> None:
     from core.spec.table import presets_text
 
     print(json.dumps(catalogue()["presets"], indent=2, ensure_ascii=False) if as_json else presets_text())
-
-
-@keys.command("create")
-def create_key(
-    name: Annotated[str, typer.Argument(help="whose key it is")],
-    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="days until it expires; absent: never")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a key and print it. It cannot be shown again."""
-    from api.store import keys as store
-    from api.store.session import now
-
-    with _opened() as (database, settings), database.transaction() as session:
-        expires_at = now(session) + timedelta(days=days) if days else None
-        key, text = store.create(session, settings.key_secret.encode(), name=name, actor="cli", expires_at=expires_at)
-    print(json.dumps({"id": key.id, "key": text}) if as_json else text)
-
-
-@keys.command("list")
-def list_keys(as_json: AsJson = False) -> None:
-    """All keys, the newest first; their text is kept nowhere."""
-    from api.store import keys as store
-
-    with _opened() as (database, _), database.reading() as session:
-        for key in store.every(session):
-            times = {"created_at": key.created_at, "expires_at": key.expires_at, "revoked_at": key.revoked_at}
-            shown = {name: time.isoformat(timespec="seconds") for name, time in times.items() if time}
-            if as_json:
-                print(json.dumps({"id": key.id, "name": key.name, "prefix": key.prefix, **shown}))
-            else:
-                print(key.id, f"lethe_{key.prefix}_...", key.name, *(f"{n}={t}" for n, t in shown.items()), sep="  ")
-
-
-@keys.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(help="the key's id, as `lethe keys list` gives it")]) -> None:
-    """Make a key useless from now on."""
-    from api.store import keys as store
-
-    with _opened() as (database, _), database.transaction() as session:
-        store.revoke(session, key_id, actor="cli")
-    print(f"{key_id} is revoked.")
-
-
-@contextmanager
-def _opened() -> Iterator[tuple["Database", "KeySettings"]]:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from api.settings import KeySettings
-    from api.store.errors import InvalidSetting
-    from api.store.session import open_database
-    from api.store.settings import load
-
-    settings = load(KeySettings)
-    database = open_database(settings.database_url)
-    try:
-        yield database, settings
-    except SQLAlchemyError as error:
-        raise InvalidSetting(
-            f"The database cannot be used ({type(error).__name__}). Is LETHE_DATABASE_URL right, and has "
-            "`alembic -c migrations/alembic.ini upgrade head` been run?"
-        ) from None
-    finally:
-        database.close()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 
-from api.errors import Forbidden, Unauthorized
+from api.errors import Forbidden, TooMany, Unauthorized
 from api.known_keys import KnownKeys
 from api.leaving import Leaving
 from api.meter import Meter
 from api.queue import Queue
+from api.rates import RATE_HEADERS, Counts, Rate
+from api.refusals import CALLER, Refusals
 from api.settings import Settings
 from api.store import keys
 from api.store.blobs import Blobs
@@ -43,6 +45,9 @@ class Service:
     guard: Guard
     meter: Meter
     leaving: Leaving
+    counts: Counts
+    rate: Rate | None  # of a key's calls
+    refusals: Refusals
     uploads: CapacityLimiter
     hashing: CapacityLimiter
 
@@ -62,9 +67,9 @@ Parts = Annotated[Service, Depends(_parts)]
 
 
 async def authenticated(
-    service: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    request: Request, service: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> ApiKey:
-    """The caller's key. Raises Unauthorized."""
+    """The caller's key, and one more call counted for it. Raises Unauthorized and TooMany."""
     if credentials is None:
         raise Unauthorized("An API key is needed. Send it as: Authorization: Bearer lethe_...", param="Authorization")
     text = credentials.credentials
@@ -73,6 +78,15 @@ async def authenticated(
         key = await run_in_threadpool(service.known_keys.verify, service.database, text)
     if key is None:
         raise Unauthorized("This API key is unknown, revoked or expired.", param="Authorization")
+    request.scope[CALLER] = key
+    if service.rate is not None:
+        taken = service.rate.at_hand(key.id)
+        if taken is None:
+            taken = await run_in_threadpool(service.rate.take, key.id)
+        request.scope[RATE_HEADERS] = taken.headers()
+        if not taken.allowed:
+            said = f"This key has made the {taken.limit} calls that it may make in {taken.window} seconds."
+            raise TooMany(said, taken.reset)
     return key
 
 
@@ -85,7 +99,8 @@ def requires(scope: Scope) -> Callable[[ApiKey], Awaitable[ApiKey]]:
     async def allowed(caller: Caller) -> ApiKey:
         if not keys.may(caller, scope):
             held = ", ".join(caller.scopes) or "none"
-            raise Forbidden(f"This call needs the scope {scope}; this key has: {held}.", param="Authorization")
+            said = f"This call needs the scope {scope}; this key has: {held}."
+            raise Forbidden(said, param="Authorization", reason=f"needs {scope}")
         return caller
 
     return allowed

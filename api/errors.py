@@ -12,13 +12,14 @@ LetheError
     ├── TooLarge           413  the body, or the number of its records, is over the limit
     ├── UnsupportedType    415  the body is of another type than this call reads
     ├── BadLines           422  an upload holds lines that are no records
+    ├── TooMany            429  a key, or whoever is refused again and again, has used up this minute's share
     └── Busy               503  as many uploads as are allowed at once are under way
 """
 
 import json
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -66,9 +67,24 @@ class Unauthorized(Refused):
 
 
 class Forbidden(Refused):
-    """The key is good, and what it is for is something else."""
+    """The key is good, and what it is for is something else. `reason` is a word for the audit log."""
 
     code, status = "forbidden", 403
+
+    def __init__(self, message: str, *, param: str | None = None, reason: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.reason = reason
+
+
+class TooMany(Refused):
+    """More than a limit of the settings allows; `after` is how many seconds it lasts."""
+
+    code, status = "too_many_requests", 429
+    retryable = True
+
+    def __init__(self, message: str, after: int) -> None:
+        super().__init__(message)
+        self.after = after
 
 
 class BadJson(Refused):
@@ -167,13 +183,35 @@ def problem(
     return JSONResponse(body, status, headers, media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every kind of error with a problem document. What nobody expected is the middleware's to answer."""
-    app.add_exception_handler(LetheError, _lethe)
+# Notes a refusal by status, code and reason; gives the seconds to wait where there were too many to note.
+Note = Callable[[Request, int, str, str | None], int | None]
+
+
+def install(app: FastAPI, note: Note) -> None:
+    """Answer every kind of error with a problem document. What nobody expected is the middleware's to answer.
+
+    Whatever is answered 401 or 403 goes through `note`, wherever it was raised.
+    """
+
+    def noted(answer: Callable[[Request, Exception], JSONResponse]) -> Callable[[Request, Exception], JSONResponse]:
+        def told(request: Request, error: Exception) -> JSONResponse:
+            response = answer(request, error)
+            if response.status_code not in (401, 403):
+                return response
+            code = getattr(error, "code", "http_error")
+            after = note(request, response.status_code, code, getattr(error, "reason", None))
+            return response if after is None else _lethe(request, TooMany(_REFUSED_TOO_OFTEN, after))
+
+        return told
+
+    app.add_exception_handler(LetheError, noted(_lethe))
     app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(HTTPException, noted(_http))
     for kind in (OperationalError, InterfaceError, ProgrammingError, PoolTimeout):
         app.add_exception_handler(kind, _database)
+
+
+_REFUSED_TOO_OFTEN = "Too many calls were refused lately. Wait before the next one."
 
 
 def _lethe(request: Request, error: Exception) -> JSONResponse:
@@ -186,7 +224,8 @@ def _lethe(request: Request, error: Exception) -> JSONResponse:
     elif isinstance(error, BadLines):
         more |= {"errors": error.lines, "count": error.count}
     if isinstance(error, Refused):
-        return problem(request, error.status, error.code, detail, param=error.param, headers=error.headers, **more)
+        headers = {"Retry-After": str(error.after)} if isinstance(error, TooMany) else error.headers
+        return problem(request, error.status, error.code, detail, param=error.param, headers=headers, **more)
     status = _STATUS.get(type(error))
     if status is None:
         raise error

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import INTERNAL, REQUEST_ID, problem
 from api.meter import REQUESTS
+from api.rates import RATE_HEADERS
 from api.store.ids import plausible
 
 log = structlog.get_logger()
@@ -53,7 +54,7 @@ class Surround:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for header, value in {**_HEADERS, "X-Request-Id": name}.items():
+                for header, value in {**_HEADERS, "X-Request-Id": name, **inner.get(RATE_HEADERS, {})}.items():
                     headers.setdefault(header, value)
             elif head:
                 await send({"type": "http.response.body"})

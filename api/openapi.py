@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from api import job_schemas, schemas
+from api.access_schemas import NewKey, NewPrincipal
 from api.errors import MEDIA_TYPE
 from api.model_schemas import NewModel, NewPromotion, RollBack
 from api.webhooks.schemas import NewWebhook
@@ -19,6 +20,8 @@ _BY_HAND: tuple[type[BaseModel], ...] = (
     RollBack,
     NewWebhook,
     job_schemas.Reason,
+    NewPrincipal,
+    NewKey,
     schemas.Problem,
 )
 _EXAMPLE = {
@@ -50,6 +53,8 @@ PROMOTION_BODY = _body(NewPromotion)
 ROLLBACK_BODY = _body(RollBack)
 WEBHOOK_BODY = _body(NewWebhook)
 REASON_BODY = _body(job_schemas.Reason)
+PRINCIPAL_BODY = _body(NewPrincipal)
+KEY_BODY = _body(NewKey)
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong",

@@ -1,13 +1,29 @@
 """What the API must be told, read from LETHE_* variables; the store's settings are among them."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from limits import parse
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from api.store.settings import DatabaseSettings, Secret, StoreSettings
 
 MIB = 1 << 20
+
+
+def _countable(value: str) -> str:
+    if value:
+        try:
+            good = parse(value).amount > 0
+        except ValueError:
+            good = False
+        if not good:
+            raise PydanticCustomError("limit", "This is no limit. Allowed: such as 1200/minute, or empty")
+    return value
+
+
+Limit = Annotated[str, AfterValidator(_countable)]
 
 
 class KeySettings(DatabaseSettings):
@@ -42,6 +58,14 @@ class Settings(KeySettings, StoreSettings):
     upload_seconds: float = Field(3600, gt=0, description="how long a request's body may take in all")
     events_poll: float = Field(0.5, gt=0, description="how often an event stream looks for news")
     events_heartbeat: float = Field(15, gt=0, description="longest silence of an event stream")
+    rate_limit: Limit = Field(
+        "1200/minute", description="how many calls a key may make, such as 20/second or 1200/minute; empty: any number"
+    )
+    refusal_limit: Limit = Field(
+        "60/minute",
+        description="how many refusals of one key or address go into the audit log one by one, and twenty times as many"
+        " of all together; those beyond are answered 429 and counted; empty: all",
+    )
     broker_timeout: float = Field(1, gt=0, description="how long the broker may take for one answer")
     metrics_open: bool = Field(False, description="whether /metrics asks for no key")
     webhooks_deliver: bool = Field(True, description="whether this process delivers what waits for webhooks")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -15,10 +15,10 @@ _TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"sche
 
 
 async def _allowed(
-    service: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    request: Request, service: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> None:
     if not service.settings.metrics_open:
-        await _READER(await authenticated(service, credentials))
+        await _READER(await authenticated(request, service, credentials))
 
 
 @router.get("/metrics", response_class=Response, responses=_TEXT, dependencies=[Depends(_allowed)])

@@ -39,6 +39,9 @@ def settings_for(database_url: str, folder: Path, **changes: Any) -> Settings:
         "data_roots": [folder / "data"],
         "events_poll": 0.05,
         "webhooks_deliver": False,
+        # Counted, and never reached: many tests of one minute may share a Redis.
+        "rate_limit": "1000000/minute",
+        "refusal_limit": "100000/minute",
     }
     return Settings(**{**given, **changes})
 

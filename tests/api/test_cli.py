@@ -5,14 +5,16 @@ import os
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
-from api.store import keys
+from api.store import audit, chain, keys
 from api.store.session import open_database
 from core.report.digest import file_digests, model_digest
+from core.report.heads import sign_head
 from core.report.schema import Absent, DataUsed, Environment, Report, TrainingDone
 from core.report.sign import new_key, public_pem, sign
 from core.report.verdict import judge
@@ -46,25 +48,69 @@ def test_help_is_there_at_once() -> None:
 def test_keys_are_made_listed_and_revoked(sqlite_url: str) -> None:
     service = {"LETHE_DATABASE_URL": sqlite_url, "LETHE_KEY_SECRET": SECRET}
     made = json.loads(lethe("keys", "create", "ada", "--days", "3", "--json", **service).stdout)
-    text = lethe("keys", "create", "bob", **service).stdout.strip()
+    scoped = ("--principal", "Bob", "--scope", "jobs:read", "--scope", "jobs:write")
+    text = lethe("keys", "create", "intake", *scoped, **service).stdout.strip()
     database = open_database(sqlite_url)
     ada, bob = (keys.verify(database, key, SECRET.encode()) for key in (made["key"], text))
     assert ada is not None
     assert bob is not None
-    assert (ada.id, ada.name, bob.name) == (made["id"], "ada", "bob")
+    assert (ada.id, ada.name, ada.scopes) == (made["id"], "ada", ["admin"])
+    assert (bob.name, bob.scopes) == ("intake", ["jobs:read", "jobs:write"])
     assert ada.expires_at is not None
     assert bob.expires_at is None
     assert abs(ada.expires_at - ada.created_at - timedelta(days=3)) < timedelta(minutes=1)
     assert lethe("keys", "revoke", bob.id, **service).returncode == 0
     assert keys.verify(database, text, SECRET.encode()) is None
-    database.close()
     listed = [json.loads(line) for line in lethe("keys", "list", "--json", **service).stdout.splitlines()]
-    assert [(key["name"], "revoked_at" in key) for key in listed] == [("bob", True), ("ada", False)]
+    assert [(key["principal_name"], "revoked_at" in key) for key in listed] == [("Bob", True), ("ada", False)]
+    assert all(key["last_used_at"] for key in listed)
     shown = lethe("keys", "list", **service).stdout
     assert made["key"] not in shown
     assert text not in shown
     unknown = lethe("keys", "revoke", "key_00000000", **service)
     assert (unknown.returncode, "no API key" in unknown.stderr) == (2, True)
+    wrong = lethe("keys", "create", "x", "--scope", "jobs:red", **service)
+    assert (wrong.returncode, "Allowed: jobs:read" in wrong.stderr) == (2, True)
+    assert ada.principal_id in lethe("principals", "list", **service).stdout
+    assert lethe("principals", "disable", ada.principal_id, **service).returncode == 0
+    assert keys.verify(database, made["key"], SECRET.encode()) is None
+    database.close()
+
+
+def test_the_audit_log_is_listed_and_verified(sqlite_url: str, tmp_path: Path) -> None:
+    service = {"LETHE_DATABASE_URL": sqlite_url}
+    database, private = open_database(sqlite_url), new_key()
+    (tmp_path / "key.pem").write_bytes(public_pem(private))
+    (tmp_path / "other.pem").write_bytes(public_pem(new_key()))
+
+    def signed(head: chain.Head, at: datetime) -> str:
+        return sign_head(head.position, head.hash, at, private)
+
+    with database.transaction() as session:
+        for number in range(5):
+            audit.append(session, actor="prn_a", action="thing.done", subject=f"job_{number}")
+        assert chain.sign_head(session, chain.seal(session), signed)
+    listed = [
+        json.loads(line) for line in lethe("audit", "list", "--limit", "2", "--json", **service).stdout.splitlines()
+    ]
+    assert [(entry["subject"], entry["position"]) for entry in listed] == [("job_4", 5), ("job_3", 4)]
+    assert "job_2" in lethe("audit", "list", "--subject", "job_2", **service).stdout
+    with_key = ("audit", "verify", "--key", f"{tmp_path}/key.pem")
+    right = lethe(*with_key, **service)
+    assert (right.returncode, right.stdout.splitlines()[-1]) == (0, "The audit log matches."), right.stderr
+    assert "not checked, no --key" in lethe("audit", "verify", **service).stdout
+    assert lethe("audit", "verify", "--key", f"{tmp_path}/other.pem", **service).returncode == 1
+    with database.transaction() as session:
+        session.execute(text("DROP TRIGGER audit_kept"))
+        session.execute(text("DELETE FROM audit WHERE position = 3"))
+    database.close()
+    wrong = lethe(*with_key, **service)
+    assert wrong.returncode == 1
+    assert "FAILED Position 3 is missing." in wrong.stdout
+    found = json.loads(lethe(*with_key, "--json", **service).stdout)
+    assert (found["ok"], found["findings"][0]["kind"], found["signatures_checked"]) == (False, "missing", True)
+    unreadable = lethe("audit", "verify", "--report", f"{tmp_path}/no.json", "--json", **service)
+    assert (unreadable.returncode, json.loads(unreadable.stdout)["ok"]) == (2, False)
 
 
 @pytest.mark.parametrize(

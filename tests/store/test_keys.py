@@ -1,12 +1,14 @@
 """A key opens only as it was given out, until it expires or is revoked; its text is nowhere in the database."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import update
 
-from api.store import keys
+from api.store import audit, keys, principals
+from api.store.errors import Conflict
 from api.store.session import Database, now
 from api.store.tables import ApiKey
 from tests.store.conftest import SECRET
@@ -81,3 +83,36 @@ def test_a_key_opens_until_it_expires(database: Database) -> None:
     assert keys.verify(database, late, SECRET) is not None
     with pytest.raises(Exception, match="without a time zone"), database.transaction() as session:
         keys.create(session, SECRET, name="x", actor="test", expires_at=datetime.now(UTC).replace(tzinfo=None))
+
+
+def test_a_key_of_a_disabled_principal_does_not_open(database: Database, issued: tuple[ApiKey, str]) -> None:
+    key, text = issued
+    for _ in range(2):
+        with database.transaction() as session:
+            principals.disable(session, key.principal_id, actor="test")
+    assert keys.examine(database, text, SECRET)[1] == "disabled"
+    assert keys.verify(database, text, SECRET) is None
+    with database.reading() as session:
+        assert not keys.usable(session, key.id)
+        assert [e.action for e in audit.about(session, key.principal_id)] == ["principal.created", "principal.disabled"]
+    with pytest.raises(Conflict, match="disabled"), database.transaction() as session:
+        keys.create(session, SECRET, name="another", principal="ours", actor="test")
+
+
+def test_two_that_revoke_one_another_leave_one(database: Database) -> None:
+    with database.transaction() as session:
+        pair = [keys.create(session, SECRET, name=name, actor="test")[0].id for name in ("one", "other")]
+        keys.create(session, SECRET, name="reader", actor="test", scopes=["jobs:read"])
+        keys.create(session, SECRET, name="old", actor="test", expires_at=now(session))
+
+    def revoke(key_id: str) -> bool:
+        try:
+            with database.transaction() as session:
+                keys.leave_an_admin(session, without_key=key_id)
+                keys.revoke(session, key_id, actor="test")
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(revoke, pair)) == [False, True]
