@@ -138,20 +138,26 @@ class _Run:
         for name, content in contents.items():
             (self.out / "model" / name).write_bytes(content)
             digests[name] = hashlib.sha256(content)
-        commitment = self.command["commitments"].get("forget")
         report |= {
-            "spec": self.spec,
-            "spec_digest": self.digest,
             "seed": self.spec["seed"],
             "input_model": self.command["model_digest"] or "0" * 64,
             "output_model": hashlib.sha256(b"".join(d.digest() for d in digests.values())).hexdigest(),
             "output_files": {name: d.hexdigest() for name, d in digests.items()},
         }
-        report["forget"]["commitment"] = commitment or report["forget"]["commitment"]
         report["training"] |= {"steps": self.step, "planned_steps": self.steps, "delivered_step": self.step}
-        (self.out / "report.json").write_text(json.dumps(report))
-        verdict = report["verdict"]["verdict"]
-        self.say("done", verdict=verdict, report=str(self.out / "report.json"), model=str(self.out / "model"))
+        shared = [self._request(report, member, member["job"]) for member in self.command.get("members", ())]
+        told = {"members": shared} if shared else self._request(report, self.command, ".")
+        self.say("done", model=str(self.out / "model"), **told)
+
+    def _request(self, report: dict[str, Any], asked: dict[str, Any], place: str) -> dict[str, Any]:
+        """Write the report of the only request or of one of several, and return what the last event tells of it."""
+        spec = json.loads(Path(asked["spec"]).read_text())
+        commitment = asked["commitments"].get("forget") or report["forget"]["commitment"]
+        own = {"spec": spec, "spec_digest": hashlib.sha256(_canonical(spec)).hexdigest()}
+        file = self.out / place / "report.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({**report, **own, "forget": {**report["forget"], "commitment": commitment}}))
+        return {"job": asked.get("job"), "verdict": report["verdict"]["verdict"], "report": str(file)}
 
 
 def _canonical(value: Any) -> bytes:

@@ -110,9 +110,11 @@ class Storm:
     def _submit(self) -> None:
         # One name for each request: where its commit broke off, it is made again or found to be there.
         name = f"storm-{self.seed}-{len(self._submitted)}"
-        steps = self._random.randint(2, 20)
+        # A third may share runs, which takes asking for the same.
+        shares = self._random.random() < 1 / 3
+        asked = {"steps": 8 if shares else self._random.randint(2, 20), "checkpoint_every": 2}
         made = self.patiently(
-            lambda session: self.cluster.create(session, idempotency_key=name, steps=steps, checkpoint_every=2)
+            lambda session: self.cluster.create(session, idempotency_key=name, fields={"batch": shares}, **asked)
         )
         self._submitted.append(made)
         if not self._later and self._random.random() < 0.7:

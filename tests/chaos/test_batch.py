@@ -43,7 +43,7 @@ def busy(cluster: Cluster) -> psutil.Process:
 
 
 def test_one_run_gives_each_its_own_report_though_its_engine_dies(cluster: Cluster, tmp_path: Path) -> None:
-    made = batched(cluster)
+    made = batched(cluster, steps=25)
     cluster.worker()
     leader = until(lambda: cluster.job(made[0]).led_by)
     cluster.in_training(leader)
