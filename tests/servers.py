@@ -82,17 +82,20 @@ class RedisServer(Server):
 
 
 class PostgresServer(Server):
-    """PostgreSQL on a unix socket in a folder of its own, fast rather than safe against power cuts."""
+    """PostgreSQL on a unix socket in a folder of its own."""
 
     _polite = signal.SIGINT  # end sessions instead of waiting for them
 
-    def __init__(self, folder: Path, *, lasting: bool = False) -> None:
-        """`lasting`: what was committed is there after `kill`, as in production. It is slower."""
+    def __init__(
+        self, folder: Path, *, programs: Path | None = None, lasting: bool = False, safe: bool = False
+    ) -> None:
+        """`programs` is the folder of `postgres`. `lasting`: what was committed is there after `kill`; `safe`: after a
+        power cut too, as in production. Both are slower."""
         super().__init__()
         self.url = f"postgresql://lethe@/postgres?host={folder}"
         self._folder = folder
         self._log = folder / "postgres.log"
-        programs = _postgres_programs(folder)
+        programs = programs or _postgres_programs(folder)
         if os.geteuid() == 0:
             # PostgreSQL refuses to run as root. Nobody owns nothing else that it could harm.
             self._as_user = {"user": "nobody", "group": _group_of("nobody"), "extra_groups": []}
@@ -106,9 +109,11 @@ class PostgresServer(Server):
             stdout=subprocess.DEVNULL,
             **self._as_user,
         )
-        self._command = [str(programs / "postgres"), "-D", data, "-k", str(folder), "-h", "", "-F"]
-        self._command += ["-c", f"synchronous_commit={'on' if lasting else 'off'}"]
-        self._command += ["-c", "full_page_writes=off", "-c", "max_connections=200"]
+        self._command = [str(programs / "postgres"), "-D", data, "-k", str(folder), "-h", ""]
+        self._command += ["-c", "max_connections=200"]
+        if not safe:
+            self._command += ["-F", "-c", "full_page_writes=off"]
+            self._command += ["-c", f"synchronous_commit={'on' if lasting else 'off'}"]
 
     def kill(self) -> None:
         """SIGKILL to every process of it; those that serve sessions would live on for a moment and hold its memory."""
