@@ -35,7 +35,7 @@ class Sight:
         return jobs.get(session, job_id, only=self.only)
 
 
-def sight_of(caller: Caller) -> Sight:
+async def sight_of(caller: Caller) -> Sight:
     """The caller's sight."""
     return Sight(caller)
 

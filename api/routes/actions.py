@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Depends
+from fastapi import APIRouter, Depends
 
 from api import job_schemas
 from api.body import json_body, read_as
@@ -32,7 +32,7 @@ def cancel(service: Parts, caller: Writer, job_id: str) -> job_schemas.Job:
 
 
 @router.post("/retry")
-def retry(service: Parts, caller: Writer, job_id: str, after: BackgroundTasks) -> job_schemas.Job:
+def retry(service: Parts, caller: Writer, job_id: str) -> job_schemas.Job:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint. 409 in every other status, and
     `data_destroyed` where its data is gone. Under four eyes a job that nobody approved awaits that first."""
     with service.database.transaction() as session:
@@ -41,17 +41,17 @@ def retry(service: Parts, caller: Writer, job_id: str, after: BackgroundTasks) -
         job = life.retry(session, job_id, caller.principal_id, caller.id, needs_approval=four_eyes)
         answer = seen(session, job)
     if answer.status == "queued":
-        after.add_task(service.queue.ring, job_id)
+        service.queue.ring_soon(job_id)
     return answer
 
 
 @router.post("/approve")
-def approve(service: Parts, caller: Approver, job_id: str, after: BackgroundTasks) -> job_schemas.Job:
+def approve(service: Parts, caller: Approver, job_id: str) -> job_schemas.Job:
     """Queue a job that awaits approval. Under four eyes 403 for whoever submitted it. 409 in every other status."""
     with service.database.transaction() as session:
         four_eyes = service.settings.four_eyes
         answer = seen(session, decisions.approve(session, job_id, caller.principal_id, caller.id, four_eyes=four_eyes))
-    after.add_task(service.queue.ring, job_id)
+    service.queue.ring_soon(job_id)
     return answer
 
 

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field
 from sqlalchemy.orm import Session
 
@@ -40,6 +40,7 @@ class JobQuery(PageQuery):
 @router.post(
     "",
     status_code=201,
+    response_model=job_schemas.Job,
     openapi_extra={"requestBody": JOB_BODY},
     responses={200: {"model": job_schemas.Job, "description": "The job that this Idempotency-Key already made"}},
 )
@@ -48,10 +49,8 @@ def submit(
     service: Parts,
     caller: Writer,
     body: Annotated[Any, Depends(json_body)],
-    after: BackgroundTasks,
-    response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-) -> job_schemas.Job:
+) -> Response:
     """Ask for something to be forgotten. With the same Idempotency-Key and body it is done once, however often sent,
     by whichever key of the principal. Under four eyes the job awaits approval."""
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
@@ -76,13 +75,10 @@ def submit(
                 needs_approval=service.settings.four_eyes,
             )
             answer = seen(session, job)
-    if not created:
-        response.status_code = 200
-    elif answer.status == "queued":
-        # Only now: a worker must find the row. After the answer: a broker that is away must not delay it.
-        after.add_task(service.queue.ring, answer.id)
-    response.headers["Location"] = f"/jobs/{answer.id}"
-    return answer
+    if created and answer.status == "queued":
+        # Only now: a worker must find the row.
+        service.queue.ring_soon(answer.id)
+    return _written(answer, 201 if created else 200, {"Location": f"/jobs/{answer.id}"})
 
 
 @router.get("")
@@ -103,11 +99,11 @@ def counts(service: Parts, sight: Seen) -> job_schemas.Counts:
         return job_schemas.Counts.model_validate(vars(deadlines.counts(session, within, only=sight.only)))
 
 
-@router.get("/{job_id}")
-def one(service: Parts, sight: Seen, job_id: str) -> job_schemas.Job:
+@router.get("/{job_id}", response_model=job_schemas.Job)
+def one(service: Parts, sight: Seen, job_id: str) -> Response:
     """Where a job stands, and what was asked."""
     with service.database.reading() as session:
-        return seen(session, sight.job(session, job_id))
+        return _written(seen(session, sight.job(session, job_id)))
 
 
 def seen(session: Session, job: Job) -> job_schemas.Job:
@@ -122,6 +118,11 @@ def seen(session: Session, job: Job) -> job_schemas.Job:
         "members": batches.members(session, job.id) if job.led_by == job.id else [],
     }
     return told.model_copy(update=more)
+
+
+def _written(job: job_schemas.Job, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer, written here: FastAPI would check once more what was checked already, in another thread."""
+    return Response(job.model_dump_json(by_alias=True), status, headers, "application/json")
 
 
 def _summaries(session: Session, rows: Sequence[Job]) -> list[job_schemas.JobSummary]:

@@ -4,6 +4,7 @@ Entries are chained afterwards (`chain`), so that writers never wait for each ot
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -23,6 +24,7 @@ def append(
     subject: str,
     facts: Mapping[str, Any] | None = None,
     key_id: str | None = None,
+    at: datetime | None = None,
 ) -> None:
     """Note that `actor`, by the key `key_id`, did `action` to the thing with the id `subject`.
 
@@ -32,7 +34,9 @@ def append(
     request = structlog.contextvars.get_contextvars().get("request_id")
     if request is not None:
         told.setdefault("request_id", request)
-    session.add(AuditEntry(at=now(session), actor=actor, key_id=key_id, action=action, subject=subject, facts=told))
+    session.add(
+        AuditEntry(at=at or now(session), actor=actor, key_id=key_id, action=action, subject=subject, facts=told)
+    )
 
 
 def about(session: Session, subject: str) -> Sequence[AuditEntry]:

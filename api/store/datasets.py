@@ -72,10 +72,10 @@ def get(session: Session, dataset_id: str, *, only: str | None = None) -> Datase
     return found
 
 
-def keep(session: Session, dataset_ids: Iterable[str]) -> None:
-    """None of these sets is destroyed until this transaction ends: then a job of it may name them."""
-    wanted = select(Dataset.id).where(Dataset.id.in_(set(dataset_ids))).order_by(Dataset.id)
-    session.execute(wanted.with_for_update(read=True)).all()
+def keep(session: Session, dataset_ids: Iterable[str]) -> dict[str, Dataset]:
+    """Those of the sets that there are, by id. None is destroyed until this transaction ends: a job may name it."""
+    wanted = select(Dataset).where(Dataset.id.in_(set(dataset_ids))).order_by(Dataset.id).with_for_update(read=True)
+    return {found.id: found for found in session.scalars(wanted, execution_options={"populate_existing": True})}
 
 
 def page(

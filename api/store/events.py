@@ -1,6 +1,7 @@
 """A job's history, read forward from any point: what a reconnecting stream asks for."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -11,13 +12,14 @@ from api.store.session import now
 from api.store.tables import Job
 
 
-def append(session: Session, job: Job, kind: str, data: Mapping[str, Any]) -> None:
-    """Add an event. The caller must have inserted, updated or locked the job's row in this transaction.
+def append(session: Session, job: Job, kind: str, data: Mapping[str, Any], at: datetime | None = None) -> None:
+    """Add an event, of now unless the caller knows the time. The caller must have inserted, updated or locked the job's
+    row in this transaction.
 
     That lock orders the writers of one job, so that ids ascend in the order of commit and a reader of `since` who has
     seen one id never misses a smaller one.
     """
-    session.add(Event(job_id=job.id, attempt=job.attempt, kind=kind, data=dict(data), at=now(session)))
+    session.add(Event(job_id=job.id, attempt=job.attempt, kind=kind, data=dict(data), at=at or now(session)))
     session.flush()
 
 

@@ -5,11 +5,11 @@ from datetime import timedelta
 from typing import Any, Literal, get_args
 
 from sqlalchemy import func, select, tuple_
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
 from api.store import aliases, audit, batches, datasets, deadlines, events, models, outbox, references, turn
 from api.store import due as dates
+from api.store.columns import INSERT
 from api.store.errors import IdempotencyMismatch
 from api.store.ids import plausible
 from api.store.lookup import absent, by_id, newest, storable
@@ -41,21 +41,19 @@ def create(
     earlier body was another one.
     """
     storable(spec.reference, "reference")
+    storable(idempotency_key, "Idempotency-Key")
     principal_id = principal_id or session.get_one(ApiKey, key_id).principal_id
     digest = spec.digest()
     body_digest = body_digest or digest
-    found = earlier(session, principal_id=principal_id, idempotency_key=idempotency_key, body_digest=body_digest)
-    if found is not None:
-        return found, False
     moment = now(session)
     dates.check(spec.received_at, moment)
     received = spec.received_at or moment
     resolved = spec.model_dump(mode="json")
     uploads = references.uploads(resolved)
-    datasets.keep(session, uploads.values())
-    if problems := list(_unknown(session, resolved)):
+    kept = datasets.keep(session, uploads.values())
+    if problems := list(_unknown(session, resolved, kept)):
         raise SpecError(problems)
-    job = Job(
+    entered = INSERT[session.get_bind().dialect.name](Job).values(
         status="awaiting_approval" if needs_approval else "queued",
         model_id=references.models(resolved)["model"].get("id"),
         forget_id=uploads.get("forget"),
@@ -79,20 +77,18 @@ def create(
         queued_at=moment,
         rung_at=moment,
     )
-    try:
-        with session.begin_nested():
-            session.add(job)
-            session.flush()
-            session.add_all(JobDataset(job_id=job.id, role=role, dataset_id=d) for role, d in uploads.items())
-    except IntegrityError:
-        # Somebody with the same idempotency key was faster, and has committed by now.
+    # Nothing is entered where somebody with the same idempotency key was faster, and has committed by now.
+    job = session.scalars(entered.on_conflict_do_nothing().returning(Job)).one_or_none()
+    if job is None:
         found = earlier(session, principal_id=principal_id, idempotency_key=idempotency_key, body_digest=body_digest)
-        if found is None:
-            raise
+        assert found is not None
         return found, False
-    events.append(session, job, "status", {"from": None, "to": job.status})
+    session.add_all(JobDataset(job_id=job.id, role=role, dataset_id=upload) for role, upload in uploads.items())
+    events.append(session, job, "status", {"from": None, "to": job.status}, moment)
     facts = {"spec_digest": digest, "status": job.status}
-    audit.append(session, actor=principal_id, key_id=key_id, action="job.created", subject=job.id, facts=facts)
+    audit.append(
+        session, actor=principal_id, key_id=key_id, action="job.created", subject=job.id, facts=facts, at=moment
+    )
     outbox.tell_of_job(session, job)
     return job, True
 
@@ -179,7 +175,7 @@ def queue_position(session: Session, job: Job) -> int | None:
     return found + 1 if found <= COUNTED else None
 
 
-def _unknown(session: Session, spec: Mapping[str, Any]) -> Iterator[Problem]:
+def _unknown(session: Session, spec: Mapping[str, Any], kept: Mapping[str, Dataset]) -> Iterator[Problem]:
     for field, model in references.models(spec).items():
         if "id" in model and models.usable(session, model["id"]) is None:
             said = f"There is no model '{model['id']}', or it is deleted. GET /models lists them."
@@ -187,7 +183,7 @@ def _unknown(session: Session, spec: Mapping[str, Any]) -> Iterator[Problem]:
         if "alias" in model and (missing := aliases.unknown(session, model["alias"])):
             yield Problem(f"{field}.alias", model["alias"], missing)
     for name, upload in references.uploads(spec).items():
-        found = session.get(Dataset, upload)
+        found = kept.get(upload)
         if found is None:
             said = f"There is no data set '{upload}'. GET /datasets lists them."
             yield Problem(f"data.{name}.dataset", upload, said)

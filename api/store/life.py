@@ -46,7 +46,8 @@ def transition(
     before = job.status
     if to not in MOVES[before]:
         raise Conflict(f"Job {job.id} is {before} and cannot become {to}. Allowed: {_listed(MOVES[before])}.")
-    values = {"status": to, **_arriving(job, to, now(session)), **(changes or {})}
+    moment = now(session)
+    values = {"status": to, **_arriving(job, to, moment), **(changes or {})}
     moved = session.scalars(
         update(Job)
         .where(Job.id == job.id, Job.status == before, Job.attempt == job.attempt)
@@ -58,10 +59,10 @@ def transition(
         raise Conflict(f"Job {job.id} is no longer {before}: somebody else changed it first.")
     told = {"from": before, "to": to, **({"reason": reason} if reason else {}), **(facts or {})}
     if before == "running":
-        _close_attempt(session, moved, reason)
-    events.append(session, moved, "status", told)
+        _close_attempt(session, moved, reason, moment)
+    events.append(session, moved, "status", told, moment)
     facts = {**told, "attempt": moved.attempt}
-    audit.append(session, actor=actor, key_id=key_id, action=f"job.{to}", subject=job.id, facts=facts)
+    audit.append(session, actor=actor, key_id=key_id, action=f"job.{to}", subject=job.id, facts=facts, at=moment)
     outbox.tell_of_job(session, moved)
     return moved
 
@@ -145,11 +146,11 @@ def _arriving(job: Job, to: Status, moment: datetime) -> dict[str, Any]:
     return values
 
 
-def _close_attempt(session: Session, job: Job, reason: str | None) -> None:
+def _close_attempt(session: Session, job: Job, reason: str | None, moment: datetime) -> None:
     session.execute(
         update(Attempt)
         .where(Attempt.job_id == job.id, Attempt.number == job.attempt)
-        .values(ended_at=now(session), outcome=job.status, reason=reason)
+        .values(ended_at=moment, outcome=job.status, reason=reason)
     )
 
 

@@ -1,19 +1,14 @@
 """Measured values of a job: the training curve, the looks along the way, and the scores before and after."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from api.store.columns import INSERT
 from api.store.records import Metric, MetricKind
-
-_INSERT: dict[str, Callable[[type[Metric]], sqlite.Insert | postgresql.Insert]] = {
-    "sqlite": sqlite.insert,
-    "postgresql": postgresql.insert,
-}
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ def upsert(session: Session, job_id: str, attempt: int, measurements: Iterable[M
     }
     if not rows:
         return
-    statement = _INSERT[session.get_bind().dialect.name](Metric).values(list(rows.values()))
+    statement = INSERT[session.get_bind().dialect.name](Metric).values(list(rows.values()))
     new = statement.excluded
     session.execute(
         statement.on_conflict_do_update(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from api.store import audit, events
@@ -37,6 +37,17 @@ WAITS = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 _SPREAD = 0.2  # a wait is longer by up to this share, so that what failed together is not tried together again
 LEASE = 60.0  # seconds: a try takes ten at most, and a process that is killed in one never says how it ended
 _UNDER_WAY: tuple[Status, ...] = ("awaiting_approval", "queued", "running")
+# Asked at every event, so it is put together once.
+_LISTENING = (
+    select(Webhook)
+    .join(Principal, Principal.id == Webhook.principal_id)
+    .where(
+        Webhook.deleted_at.is_(None),
+        Webhook.disabled_at.is_(None),
+        Principal.disabled_at.is_(None),
+        or_(Webhook.every_job, Webhook.principal_id == bindparam("owner")),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -169,17 +180,8 @@ def ended(session: Session, tried: Try, outcome: Outcome) -> str | None:
 
 def _listening(session: Session, kind: str, principal_id: str) -> list[Webhook]:
     """The webhooks that want events of this kind and may see what belongs to the principal."""
-    query = (
-        select(Webhook)
-        .join(Principal, Principal.id == Webhook.principal_id)
-        .where(
-            Webhook.deleted_at.is_(None),
-            Webhook.disabled_at.is_(None),
-            Principal.disabled_at.is_(None),
-            or_(Webhook.every_job, Webhook.principal_id == principal_id),
-        )
-    )
-    return [hook for hook in session.scalars(query) if not hook.kinds or kind in hook.kinds]
+    hooks = session.scalars(_LISTENING, {"owner": principal_id})
+    return [hook for hook in hooks if not hook.kinds or kind in hook.kinds]
 
 
 def _alive(session: Session, hook: Webhook) -> bool:
