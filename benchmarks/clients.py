@@ -12,11 +12,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_PATIENCE = 30.0  # without any answer at all
+_PATIENCE = 30.0  # for the last answers
 
 
 @dataclass(frozen=True)
@@ -58,31 +58,32 @@ def drive(port: int, call: Call, clients: int, seconds: float, start: int) -> Se
     """Keep so many clients asking 127.0.0.1:`port` for so long. RuntimeError for any other answer than the call's."""
     messages = call.messages(f"127.0.0.1:{port}", start)
     wanted = b"HTTP/1.1 %d " % call.status
-    chosen = selectors.DefaultSelector()
-    for _ in range(clients):
-        connection = socket.create_connection(("127.0.0.1", port))
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        chosen.register(connection, selectors.EVENT_READ, _Waiting(connection))
-    waiting: list[_Waiting] = [key.data for key in chosen.get_map().values()]
-    seen = Seen(seconds)
-    began, worked = time.perf_counter(), time.process_time()
-    until = began + seconds
-    for one in waiting:
-        one.ask(next(messages))
-    while (now := time.perf_counter()) < until:
-        ready = chosen.select(min(_PATIENCE, until - now))
-        for key, _ in ready:
-            one = key.data
-            answer = one.hear()
-            if answer is None:
-                continue
-            if not answer.startswith(wanted):
-                raise RuntimeError(f"{call.method} {call.paths[0]} was answered:\n{answer.decode(errors='replace')}")
-            seen.durations.append(time.perf_counter() - one.asked)
+    with selectors.DefaultSelector() as chosen, ExitStack() as stack:
+        for _ in range(clients):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            chosen.register(connection, selectors.EVENT_READ, _Waiting(connection))
+        waiting: list[_Waiting] = [key.data for key in chosen.get_map().values()]
+        seen = Seen(seconds)
+        began, worked = time.perf_counter(), time.process_time()
+        until = began + seconds
+        for one in waiting:
             one.ask(next(messages))
-    seen.seconds = time.perf_counter() - began
-    seen.busy = (time.process_time() - worked) / seen.seconds
-    _finish(waiting, chosen)
+        while (now := time.perf_counter()) < until:
+            for key, _ in chosen.select(until - now):
+                answer = key.data.hear()
+                if answer is None:
+                    continue
+                if not answer.startswith(wanted):
+                    raise RuntimeError(
+                        f"{call.method} {call.paths[0]} was answered:\n{answer.decode(errors='replace')}"
+                    )
+                seen.durations.append(time.perf_counter() - key.data.asked)
+                key.data.ask(next(messages))
+        seen.seconds = time.perf_counter() - began
+        seen.busy = (time.process_time() - worked) / seen.seconds
+        for one in waiting:
+            one.hear_out()
     return seen
 
 
@@ -113,15 +114,11 @@ class _Waiting:
             raise RuntimeError(f"an answer without Content-Length:\n{self.heard[:head].decode(errors='replace')}")
         return self.heard if len(self.heard) >= head + 4 + int(length[1]) else None
 
-
-def _finish(waiting: Sequence[_Waiting], chosen: selectors.BaseSelector) -> None:
-    """Hear the last answers, which are not counted, so that the server has nothing left to do."""
-    for one in waiting:
-        one.connection.settimeout(_PATIENCE)
-        while one.hear() is None:
+    def hear_out(self) -> None:
+        """Hear the last answer, which is not counted, so that the server has nothing left to do."""
+        self.connection.settimeout(_PATIENCE)
+        while self.hear() is None:
             pass
-        one.connection.close()
-    chosen.close()
 
 
 @contextmanager

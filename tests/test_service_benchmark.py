@@ -14,7 +14,7 @@ from benchmarks.service import Scale, measure, summary, table
 from benchmarks.service_stack import Servers, servers
 
 TINY = Scale(
-    clients=4, api_workers=(1,), seconds=0.4, rounds=1, few=30, many=120, read_seconds=0.1, starts=2, queued=4,
+    clients=4, api_workers=(1,), seconds=0.4, rounds=1, few=60, many=120, read_seconds=0.1, starts=2, queued=4,
     queued_for_fewer=3, workers=(1,),
 )  # fmt: skip
 
