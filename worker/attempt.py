@@ -16,6 +16,7 @@ from api.store import attempts, endings, lineage
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
 from api.store.errors import BlobDamaged, BlobMissing
+from api.store.lineage import Removed
 from api.store.session import Database
 from api.store.vault import Vault
 from core.errors import CheckpointError, LeaseLost, LetheError, SpecError, Stopped
@@ -145,7 +146,10 @@ def _earlier(bench: Bench, claim: Claim, folder: Path) -> str | None:
     model, most = claim.model, bench.settings.recheck_most
     if model is None:
         return None
-    found, count = _settle(bench, lambda session: lineage.removed_before(session, model, most))
+    found: list[Removed] = []
+    count = 0
+    if model.job_id is not None:
+        found, count = _settle(bench, lambda session: lineage.removed_before(session, model, most))
     return str(listed(folder, found, count, bench.blobs, bench.vault))
 
 
