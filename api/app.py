@@ -40,7 +40,7 @@ from api.routes import (
     webhooks,
 )
 from api.settings import Settings
-from api.store import bare, logs
+from api.store import bare, coredumps, logs
 from api.store.blobs import Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
@@ -82,6 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     except InvalidSetting as error:
         end(error)
     logs.configure()
+    coredumps.refuse()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -100,16 +100,23 @@ class PostgresServer(Server):
             # PostgreSQL refuses to run as root. Nobody owns nothing else that it could harm.
             self._as_user = {"user": "nobody", "group": _group_of("nobody"), "extra_groups": []}
             shutil.chown(folder, "nobody")
-        data = str(folder / "data")
-        initialise = [str(programs / "initdb"), "--pgdata", data, "--username=lethe", "--auth=trust", "--no-sync"]
+        self.data = folder / "data"
+        initialise = [
+            str(programs / "initdb"),
+            "--pgdata",
+            str(self.data),
+            "--username=lethe",
+            "--auth=trust",
+            "--no-sync",
+        ]
         subprocess.run(
-            [*initialise, "--encoding=UTF8", "--locale=C"],
+            [*initialise, "--no-sync", "--encoding=UTF8", "--locale=C"],
             check=True,
             cwd="/",
             stdout=subprocess.DEVNULL,
             **self._as_user,
         )
-        self._command = [str(programs / "postgres"), "-D", data, "-k", str(folder), "-h", ""]
+        self._command = [str(programs / "postgres"), "-D", str(self.data), "-k", str(folder), "-h", ""]
         self._command += ["-c", "max_connections=200"]
         if not safe:
             self._command += ["-F", "-c", "full_page_writes=off"]

@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import setup_logging, worker_init, worker_shutdown, worker_shutting_down
 
-from api.store import logs
+from api.store import coredumps, logs
 from api.store.errors import InvalidSetting
 from api.store.settings import end, load
 from core.errors import LetheError
@@ -47,6 +47,7 @@ def _log_as_json(**_: Any) -> None:
 
 @worker_init.connect
 def _begin(sender: Any = None, **_: Any) -> None:
+    coredumps.refuse()
     try:
         shift = Shift(settings, slots=sender.concurrency or 1, ring=lambda job: app.send_task(TASK, (job,)))
     except LetheError as error:
