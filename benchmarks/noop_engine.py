@@ -94,22 +94,33 @@ class _Run:
         """All phases; returns the exit code."""
         self.say("accepted", spec_digest=self.digest, resumed_from=self.resumed)
         for phase in ("load", *(("score_before", "reference") if self.resumed is None else ()), "train"):
-            self.say("phase", phase=phase)
+            if not self._phase(phase, seconds):
+                return self._stopped()
             if phase == "score_before":
                 self.say("scores", when="before", metrics=template["before"])
         while self.step < self.steps:
-            if self.stop.wait(seconds / self.steps) or self.stop.is_set():
+            if self._waited(seconds / 2 / self.steps):
                 return self._stopped()
             self.step, self.state = self.step + 1, hashlib.sha256(self.state).digest()
             left = (self.steps - self.step) * seconds / self.steps
             self.say("step", step=self.step, steps=self.steps, loss=1 / self.step, seconds_left=left)
             if self.step % self.every == 0 and self.step < self.steps:
                 self._checkpoint()
-        self.say("phase", phase="score_after")
+        if not self._phase("score_after", seconds):
+            return self._stopped()
         self.say("scores", when="after", metrics=template["after"])
-        self.say("phase", phase="report")
+        if not self._phase("report", seconds):
+            return self._stopped()
         self._report(template)
         return 0
+
+    def _phase(self, name: str, seconds: float) -> bool:
+        """Begin a phase, and stay in it for a while; False where it was told to stop."""
+        self.say("phase", phase=name)
+        return not self._waited(seconds / 12)
+
+    def _waited(self, seconds: float) -> bool:
+        return (seconds > 0 and self.stop.wait(seconds)) or self.stop.is_set()
 
     def _stopped(self) -> int:
         if self.step:

@@ -23,12 +23,15 @@ class Server:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}  # beside what this process has
 
     def start(self) -> None:
         """Start it and wait until it answers; RuntimeError with its output if it does not within 20 s."""
         assert self.process is None, "already running"
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd="/", **self._as_user)
+            self.process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, cwd="/", env=os.environ | self.environment, **self._as_user
+            )
         deadline = time.monotonic() + STARTS_WITHIN
         while True:
             try:

@@ -144,8 +144,9 @@ class Relay:
     def _collect(self) -> None:
         """Take what storing checkpoints has come to. Where the database was away it is done again, since the folder is
         still there, unless the worker must leave. Raises whatever else went wrong."""
-        while self._saving and self._saving[0][0].done():
-            future, folder, step = self._saving.pop(0)
+        done = [entry for entry in self._saving if entry[0].done()]
+        self._saving = [entry for entry in self._saving if entry not in done]
+        for future, folder, step in done:
             try:
                 if not future.cancelled():
                     future.result()
@@ -153,6 +154,7 @@ class Relay:
                 log.warning("database unreachable", job=self.claim.job_id, error=type(error.orig).__name__)
                 if self.leaving.is_set():
                     raise
+                # Once a look: whoever tried on and on here would neither renew the lease nor hear the engine end.
                 time.sleep(_FLUSH_SECONDS)
                 self._save(folder, step)
 

@@ -3,6 +3,7 @@
 The end of stdin means that the first process is gone; what a peer has to say, an error at most, is a line on stdout.
 """
 
+import errno
 import json
 import os
 import signal
@@ -191,7 +192,16 @@ def internal(error: Exception) -> dict[str, Any]:
     while where and where.tb_next:
         where = where.tb_next
     place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where else "unknown place"
-    return {"code": "internal", "message": f"{type(error).__name__} at {place}", "param": None, "retryable": True}
+    message = f"{type(error).__name__} at {place}{_of_the_system(error)}"
+    return {"code": "internal", "message": message, "param": None, "retryable": True}
+
+
+def _of_the_system(error: Exception) -> str:
+    """What the operating system said, which quotes nobody. safetensors and torch pass a full disk on as text."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and "No space left on device" in str(error):
+        number = errno.ENOSPC
+    return f": {os.strerror(number)}" if number else ""
 
 
 def main() -> None:

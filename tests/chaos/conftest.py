@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,11 +58,21 @@ def mortal(postgres: PostgresServer, tmp_path: Path, short_folder: Path, untrain
 
 
 @pytest.fixture
-def noop(tmp_path: Path) -> dict[str, str]:
+def noop(slow: Callable[[float], dict[str, str]]) -> dict[str, str]:
     """What makes a worker's engines compute nothing, for 0.3 s a job."""
-    folder = tmp_path / "noop"
-    folder.mkdir()
-    return {"engine_python": str(noop_engine.program(folder, seconds=0.3))}
+    return slow(0.3)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Callable[[float], dict[str, str]]:
+    """What makes a worker's engines compute nothing, for so many seconds a job."""
+
+    def settings(seconds: float) -> dict[str, str]:
+        folder = tmp_path / f"noop-{seconds}"
+        folder.mkdir()
+        return {"engine_python": str(noop_engine.program(folder, seconds=seconds))}
+
+    return settings
 
 
 @contextmanager

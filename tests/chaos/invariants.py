@@ -13,7 +13,7 @@ from api.store.blobs import DRAWERS, Blobs
 from api.store.life import MOVES, TERMINAL
 from api.store.records import Artifact, Attempt, AuditEntry, Event, Metric
 from api.store.session import Database, now
-from api.store.tables import Job
+from api.store.tables import Alias, Job, Promotion
 from worker.orphans import remove_orphans
 
 # What a job that has succeeded has exactly one of, and every other none.
@@ -34,6 +34,8 @@ def hold(database: Database, blobs: Blobs) -> None:
                 _audit_agrees(session, job, history)
             except AssertionError as error:
                 raise AssertionError(f"{job.id}, {job.status}, attempt {job.attempt}: {error}") from error
+        for alias in session.scalars(select(Alias)):
+            _one_after_the_other(session, alias)
         artifacts = session.scalars(select(Artifact)).all()
     _whole(blobs, artifacts)
 
@@ -118,6 +120,18 @@ def _audit_agrees(session: Session, job: Job, history: Sequence[Event]) -> None:
     query = select(AuditEntry).where(AuditEntry.subject == job.id).order_by(AuditEntry.id)
     noted = [entry.facts["to"] for entry in session.scalars(query) if "to" in entry.facts]
     assert noted == told
+
+
+def _one_after_the_other(session: Session, alias: Alias) -> None:
+    """Jobs on an alias never ran at once, and none of its changes was lost."""
+    query = select(Attempt).join(Job, Job.id == Attempt.job_id).where(Job.alias == alias.name)
+    for one, following in pairwise(session.scalars(query.order_by(Attempt.started_at)).all()):
+        assert one.ended_at is not None, f"{one.job_id} and {following.job_id} run at once on {alias.name}"
+        assert one.ended_at <= following.started_at, f"{one.job_id} and {following.job_id} ran at once on {alias.name}"
+    changes = session.scalars(select(Promotion).where(Promotion.alias == alias.name).order_by(Promotion.id)).all()
+    for before, after in pairwise(changes):
+        assert after.before_id == before.model_id, f"a change of {alias.name} was lost"
+    assert changes[-1].model_id == alias.model_id
 
 
 def _whole(blobs: Blobs, artifacts: Sequence[Artifact]) -> None:

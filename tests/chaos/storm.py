@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from api.store import life
+from api.store import aliases, life
 from api.store.errors import Conflict
 from api.store.life import TERMINAL
 from api.store.tables import Job
@@ -20,6 +20,7 @@ from tests.chaos.cluster import Cluster, Worker
 from tests.servers import PostgresServer
 
 LEASE = 2.0
+ALIAS = "production"
 
 
 @dataclass
@@ -48,6 +49,9 @@ class Storm:
             "attempts_cap": "1000",
             **self.settings,
         }
+        self.patiently(
+            lambda session: aliases.promote(session, ALIAS, self.cluster.model_id, reason="first", actor="storm")
+        )
         self._up: list[Worker] = [self.cluster.worker(**self._settings) for _ in range(self.workers)]
 
     def blow(self) -> None:
@@ -110,11 +114,14 @@ class Storm:
     def _submit(self) -> None:
         # One name for each request: where its commit broke off, it is made again or found to be there.
         name = f"storm-{self.seed}-{len(self._submitted)}"
-        # A third may share runs, which takes asking for the same.
-        shares = self._random.random() < 1 / 3
-        asked = {"steps": 8 if shares else self._random.randint(2, 20), "checkpoint_every": 2}
+        # A third may share runs, which takes asking for the same; a sixth are on one alias, and run in turn.
+        kind = self._random.choice(("alone", "alone", "alone", "shared", "shared", "alias"))
+        steps = 8 if kind == "shared" else self._random.randint(2, 20)
+        fields = {"alone": {}, "shared": {"batch": True}, "alias": {"model": {"alias": ALIAS}}}[kind]
         made = self.patiently(
-            lambda session: self.cluster.create(session, idempotency_key=name, fields={"batch": shares}, **asked)
+            lambda session: self.cluster.create(
+                session, idempotency_key=name, fields=fields, steps=steps, checkpoint_every=2
+            )
         )
         self._submitted.append(made)
         if not self._later and self._random.random() < 0.7:

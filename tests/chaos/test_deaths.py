@@ -5,7 +5,9 @@ import time
 import psutil
 import pytest
 
-from tests.chaos.conftest import Cluster, until
+from tests.chaos import invariants
+from tests.chaos.cluster import Cluster, until
+from tests.servers import PostgresServer
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -17,8 +19,8 @@ def _one_result(cluster: Cluster, job_id: str, undisturbed: str) -> None:
     cluster.nothing_left_behind()
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_whatever_dies_the_weights_are_the_same(cluster: Cluster) -> None:
+def test_whatever_dies_the_weights_are_the_same(mortal: Cluster, postgres: PostgresServer) -> None:
+    cluster = mortal
     worker = cluster.worker()
     undisturbed = cluster.submit()
     assert cluster.succeeded(undisturbed)
@@ -41,6 +43,17 @@ def test_whatever_dies_the_weights_are_the_same(cluster: Cluster) -> None:
     _one_result(cluster, struck, undisturbed)
     assert [a.outcome for a in cluster.attempts(struck)] == ["queued", "succeeded"]
     assert "lease" in cluster.attempts(struck)[0].reason
+
+    struck = cluster.submit()
+    cluster.in_training(struck)
+    engine = cluster.workers[-1].engine()
+    postgres.kill()
+    # For longer than the lease: the engine ends itself, and its worker hears of it though it can write nothing.
+    until(lambda: not engine.is_running(), 20)
+    postgres.start()
+    _one_result(cluster, struck, undisturbed)
+    assert cluster.attempts(struck)[-1].resumed_from >= 5
+    invariants.hold(cluster.database, cluster.blobs)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

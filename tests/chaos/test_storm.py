@@ -24,7 +24,7 @@ SEED = int(os.environ.get("LETHE_CHAOS_SEED") or (secrets.randbelow(10**6) if LO
 @pytest.mark.timeout(120 + 10 * JOBS)
 def test_every_job_ends_once_whatever_strikes(mortal: Cluster, postgres: PostgresServer, tmp_path: Path) -> None:
     engine = str(noop_engine.program(tmp_path, seconds=0.6))
-    faults, pause = (JOBS // 2, 2.0) if LONG else (25, 0.7)
+    faults, pause = (JOBS // 2, 2.0) if LONG else (20, 0.7)
     storm = Storm(mortal, postgres, SEED, JOBS, faults, pause, settings={"engine_python": engine})
     try:
         storm.blow()

@@ -1,0 +1,117 @@
+"""Clocks jump by hours: a worker's makes no difference, and the database's costs attempts and no job."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from api.store import migrate
+from api.store.session import Database, now
+from tests.chaos import invariants
+from tests.chaos.cluster import Cluster, until
+from tests.servers import PostgresServer
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(sys.platform != "linux" or not shutil.which("gcc"), reason="moving a clock takes Linux and gcc"),
+]
+
+HOUR = 3600
+
+
+class Clock:
+    """A wall clock that can be moved, of whichever process has `environment`."""
+
+    def __init__(self, folder: Path, name: str, library: Path) -> None:
+        self._file = folder / f"clock-{name}"
+        self.move(0)
+        self.environment = {"LD_PRELOAD": str(library), "MOVED_CLOCK": str(self._file)}
+
+    def move(self, seconds: int) -> None:
+        """By so many seconds from the true time."""
+        # Written over in one go, as wide as before: whoever reads it meanwhile must not see half a number.
+        self._file.touch(0o644)
+        with self._file.open("r+b", buffering=0) as file:
+            file.write(f"{seconds:+020d}".encode())
+
+
+@pytest.fixture
+def clock(short_folder: Path) -> Callable[[str], Clock]:
+    library = short_folder / "clock.so"
+    if not library.exists():
+        source = Path(__file__).with_name("clock.c")
+        subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True)
+        library.chmod(0o755)
+    return lambda name: Clock(short_folder, name, library)
+
+
+@pytest.fixture
+def databases_clock(clock: Callable[[str], Clock]) -> Clock:
+    return clock("database")
+
+
+@pytest.fixture
+def postgres(short_folder: Path, databases_clock: Clock) -> Iterator[PostgresServer]:
+    """A PostgreSQL whose clock can be moved."""
+    folder = short_folder / f"postgres-{time.monotonic_ns()}"
+    folder.mkdir()
+    server = PostgresServer(folder, lasting=True)
+    server.environment = databases_clock.environment
+    server.start()
+    migrate.upgrade(server.url)
+    yield server
+    server.stop()
+
+
+def _hours(database: Database) -> float:
+    with database.reading() as session:
+        return (now(session).timestamp() - time.time()) / HOUR
+
+
+def test_clocks_jump(
+    mortal: Cluster,
+    databases_clock: Clock,
+    clock: Callable[[str], Clock],
+    slow: Callable[[float], dict[str, str]],
+) -> None:
+    clocks = [clock("fast"), clock("slow")]
+    engines = slow(3.0)
+    for moved in clocks:
+        mortal.environment = moved.environment
+        mortal.worker(lease_seconds="3", poll_seconds="0.5", attempts_cap="10", **engines)
+
+    # Each worker's own, in both directions, before and amid the work: nobody notices.
+    clocks[0].move(5 * HOUR)
+    submitted = [mortal.submit(steps=10, checkpoint_every=2) for _ in range(4)]
+    until(lambda: sum(mortal.job(job_id).status == "running" for job_id in submitted) == 2)
+    clocks[0].move(-5 * HOUR)
+    clocks[1].move(48 * HOUR)
+    for job_id in submitted:
+        assert mortal.succeeded(job_id)
+        assert [attempt.outcome for attempt in mortal.attempts(job_id)] == ["succeeded"]
+    invariants.hold(mortal.database, mortal.blobs)
+
+    # The database's, ahead: all leases have run out, all jobs are taken over, and nobody's late words count.
+    running = [mortal.submit(steps=10, checkpoint_every=2) for _ in range(2)]
+    until(lambda: all(mortal.job(job_id).progress.get("step") for job_id in running))
+    databases_clock.move(HOUR)
+    assert 0.9 < _hours(mortal.database) < 1.1
+    for job_id in running:
+        assert mortal.succeeded(job_id)
+        assert mortal.reports(job_id) == 1
+    assert {mortal.weights(job_id) for job_id in submitted + running} == {mortal.weights(submitted[0])}
+    assert any(len(mortal.attempts(job_id)) > 1 for job_id in running)
+
+    # And back: whoever is at work renews, and sets it right.
+    late = [mortal.submit(steps=10, checkpoint_every=2) for _ in range(2)]
+    until(lambda: all(mortal.job(job_id).progress.get("step") for job_id in late))
+    databases_clock.move(0)
+    for job_id in late:
+        assert mortal.succeeded(job_id)
+        assert len(mortal.attempts(job_id)) == 1
+    invariants.hold(mortal.database, mortal.blobs)
+    invariants.sealed_whole(mortal.database)
