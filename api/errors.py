@@ -16,8 +16,6 @@ LetheError
     └── Busy               503  as many uploads as are allowed at once are under way
 """
 
-import json
-import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
@@ -32,9 +30,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from api.faults import discreet, listed
 from api.store import errors as store
-from core.errors import DataError, LetheError, ModelError, Problem, SpecError
-from core.spec.base import quotable
+from core.errors import DataError, LetheError, ModelError, SpecError
 
 log = structlog.get_logger()
 
@@ -219,8 +217,8 @@ def _lethe(request: Request, error: Exception) -> JSONResponse:
     more: dict[str, Any] = {}
     detail = error.message
     if isinstance(error, SpecError):
-        faults = [{"param": fault.param, "message": _discreet(fault)} for fault in error.problems]
-        more["errors"], detail = faults, _listed(faults)
+        faults = [{"param": fault.param, "message": discreet(fault)} for fault in error.problems]
+        more["errors"], detail = faults, listed(faults)
     elif isinstance(error, BadLines):
         more |= {"errors": error.lines, "count": error.count}
     if isinstance(error, Refused):
@@ -241,7 +239,7 @@ def _validation(request: Request, error: Exception) -> JSONResponse:
         {"param": ".".join(map(str, fault["loc"][1:])), "message": fault["msg"].rstrip(".") + "."}
         for fault in error.errors()
     ]
-    return problem(request, 422, "invalid_request", _listed(faults), param=faults[0]["param"], errors=faults)
+    return problem(request, 422, "invalid_request", listed(faults), param=faults[0]["param"], errors=faults)
 
 
 def _http(request: Request, error: Exception) -> JSONResponse:
@@ -301,24 +299,3 @@ def _is_behind(cause: BaseException | None) -> bool:
     if isinstance(cause, sqlite3.OperationalError):
         return str(cause).startswith("no such table") or "no such column" in str(cause) or "has no column" in str(cause)
     return getattr(cause, "sqlstate", None) in ("42P01", "42703")  # undefined table, undefined column
-
-
-def _listed(faults: Sequence[Mapping[str, str]]) -> str:
-    return "\n".join(
-        f"{fault['param']}: {fault['message']}" if fault["param"] else fault["message"] for fault in faults
-    )
-
-
-def _discreet(fault: Problem) -> str:
-    """The message, without the value where that is more than a name or a number: it may be a record gone astray."""
-    value, message = fault.value, fault.message
-    if isinstance(value, list | dict):
-        return message.replace(quotable(json.dumps(value, ensure_ascii=False)), f"a JSON {_JSON[type(value)]}")
-    if isinstance(value, str) and not _NAME.fullmatch(value):
-        for shown in (json.dumps(value, ensure_ascii=False), value):
-            message = message.replace(quotable(shown), "a text")
-    return message
-
-
-_JSON = {list: "list", dict: "object"}
-_NAME = re.compile(r"[\w.:/@+-]*")

@@ -44,6 +44,7 @@ class OwnRequest(LetheError):
     """The principal who submitted a job is not the one to approve it."""
 
     code = "forbidden"
+    reason = "four_eyes"  # for the audit log
 
 
 class IdempotencyMismatch(LetheError):
