@@ -12,9 +12,6 @@ from typing import Final
 import structlog
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage, RedisStorage
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
 
 log = structlog.get_logger()
 
@@ -49,14 +46,8 @@ class Counts:
     def __init__(self, broker_url: str) -> None:
         """`broker_url` is a Redis as Celery writes it. Connects at the first count."""
         socket, _, host = broker_url.partition("redis+socket://")
-        url = f"redis+unix://{host.replace('virtual_host=', 'db=')}" if host else socket
-        self._redis = RedisStorage(
-            url,
-            key_prefix="lethe:rate",
-            socket_timeout=ANSWERS_WITHIN,
-            socket_connect_timeout=ANSWERS_WITHIN,
-            retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]  # handed on to redis-py as it is
-        )
+        self._url = f"redis+unix://{host.replace('virtual_host=', 'db=')}" if host else socket
+        self._redis: RedisStorage | None = None
         self._own = MemoryStorage()
         self._away_until = 0.0
         self._away = False
@@ -65,8 +56,8 @@ class Counts:
         """The number by this name, with `amount` added; it is forgotten `seconds` after it was first used."""
         if time.monotonic() >= self._away_until:
             try:
-                number = self._redis.incr(name, seconds, amount)
-            except (RedisError, OSError) as error:
+                number = self._in_redis().incr(name, seconds, amount)
+            except Exception as error:  # Whatever is wrong with it, nobody is refused for it.
                 self._away_until = time.monotonic() + ASKED_AGAIN_AFTER
                 if not self._away:
                     log.warning("rate limits are counted in this process alone", error=type(error).__name__)
@@ -80,7 +71,23 @@ class Counts:
 
     def close(self) -> None:
         """Drop all connections."""
-        self._redis.storage.close()
+        if self._redis is not None:
+            self._redis.storage.close()
+
+    def _in_redis(self) -> RedisStorage:
+        if self._redis is None:
+            # Here, since its client takes long to be loaded, and a service must be there at once.
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+
+            self._redis = RedisStorage(
+                self._url,
+                key_prefix="lethe:rate",
+                socket_timeout=ANSWERS_WITHIN,
+                socket_connect_timeout=ANSWERS_WITHIN,
+                retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]  # handed on to redis-py as it is
+            )
+        return self._redis
 
 
 @dataclass
