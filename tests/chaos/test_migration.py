@@ -55,6 +55,8 @@ def test_jobs_run_through_a_migration(
 
     # Somebody reads for a long time. The migration waits for it, and must not make everybody wait behind itself.
     with psycopg.connect(postgres.url) as reader:
+        # It ends some day, so that this test fails rather than hangs where all do wait.
+        reader.execute("SET idle_in_transaction_session_timeout = '30s'")
         reader.execute("SELECT count(*) FROM jobs")
         migrating = threading.Thread(target=command.upgrade, args=(settings, "later"))
         migrating.start()
