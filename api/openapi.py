@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from api import job_schemas, schemas
 from api.access_schemas import NewKey, NewPrincipal
+from api.described import complete
 from api.errors import MEDIA_TYPE
 from api.model_schemas import NewModel, NewPromotion, RollBack
 from api.webhooks.schemas import NewWebhook
@@ -30,7 +31,7 @@ _EXAMPLE = {
         "forget": {"source": "upload", "dataset": "ds_01k9h3v2q8m4x7c5b6n1r0t9wz"},
         "retain": {"source": "upload", "dataset": "ds_01k9h3v2q8m4x7c5b6n1r0t9xa"},
     },
-    "method": {"name": "npo", "retain": "nll"},
+    "method": {"name": "npo", "retain": {"name": "nll"}},
     "optimizer": {"name": "sophia_g", "lr": 1e-5},
     "training": {"epochs": 5},
     "gates": [
@@ -73,6 +74,7 @@ def install(app: FastAPI) -> None:
                 schema = model.model_json_schema(ref_template=_REF)
                 components |= {**schema.pop("$defs", {}), model.__name__: schema}
             assert app.openapi_schema is not None
+            complete(app.openapi_schema)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -1,8 +1,11 @@
 """The API's description: complete, true to what the API answers, and shown by a page that may run one script only."""
 
 import base64
+import difflib
 import hashlib
+import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,8 @@ from api.app import create_app
 from api.settings import Settings
 from core.spec.job import JobSpec, parse
 from tests.api.parts import settings_for
+
+SNAPSHOT = Path(__file__).with_name("openapi.json")
 
 
 @pytest.fixture
@@ -98,9 +103,40 @@ def test_every_call_says_what_it_needs_and_how_it_fails(described: dict[str, Any
     for name, operation in operations(described):
         problem = operation["responses"]["default"]["content"]["application/problem+json"]["schema"]
         assert problem == {"$ref": "#/components/schemas/Problem"}
-        assert "422" not in operation["responses"], "FastAPI's own form of error is never sent"
+        for status, answer in operation["responses"].items():
+            if status.isdecimal() and int(status) >= 400:
+                assert answer["content"].keys() == {"application/problem+json"}, "FastAPI's own form is never sent"
         assert ("security" in operation) == (name not in ("GET /healthz", "GET /readyz")), name
         assert operation["description"], name
+
+
+def test_every_call_has_an_example_of_what_is_sent_and_answered(described: dict[str, Any]) -> None:
+    def valid(media: dict[str, Any], where: str) -> None:
+        assert "example" in media or "examples" in media, where
+        if isinstance(media.get("example"), dict):
+            jsonschema.validate(media["example"], {**media["schema"], "components": described["components"]})
+
+    for name, operation in operations(described):
+        for parameter in operation.get("parameters", ()):
+            if parameter.get("required"):
+                assert parameter["example"], name
+        sent = operation.get("requestBody", {}).get("content", {})
+        for kind, media in sent.items():
+            if kind != "application/octet-stream":
+                valid(media, f"{name} sent as {kind}")
+        for status, answer in operation["responses"].items():
+            for kind, media in answer.get("content", {}).items():
+                if kind.endswith("json") and status != "default" and "dsse" not in kind and "in-toto" not in kind:
+                    valid(media, f"{name} answered {status} as {kind}")
+
+
+def test_the_description_is_as_it_was(described: dict[str, Any]) -> None:
+    """Whoever changes what callers see, sees it here: LETHE_WRITE_SNAPSHOT=1 writes the file anew."""
+    now = json.dumps(described, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if os.environ.get("LETHE_WRITE_SNAPSHOT"):
+        SNAPSHOT.write_text(now, "utf-8")
+    changed = difflib.unified_diff(SNAPSHOT.read_text("utf-8").splitlines(), now.splitlines(), "before", "now", n=1)
+    assert "\n".join(itertools.islice(changed, 60)) == ""
 
 
 def test_every_reference_leads_somewhere_and_every_schema_is_one(described: dict[str, Any]) -> None:
