@@ -69,12 +69,13 @@ def install(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            components = FastAPI.openapi(app)["components"]["schemas"]
+            document = FastAPI.openapi(app)
+            components = document["components"]["schemas"]
             for model in _BY_HAND:
                 schema = model.model_json_schema(ref_template=_REF)
                 components |= {**schema.pop("$defs", {}), model.__name__: schema}
-            assert app.openapi_schema is not None
-            complete(app.openapi_schema)
+            complete(document)
+            app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
