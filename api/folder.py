@@ -1,10 +1,11 @@
 """A model folder before it is registered: safetensors only, no code to be trusted, no way out of the folder."""
 
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ REFUSED = (
 )  # fmt: skip
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _MOST_JSON = 64 << 20
+_MOST_WEIGHTS = 2**62  # a header may claim anything; no database counts further
 _MOST_HEADER = 100_000_000  # what safetensors itself allows
 
 
@@ -31,6 +33,7 @@ class ModelFolder:
     architecture: str
     files: dict[str, dict[str, Any]]
     digest: str
+    parameters: int
 
 
 def inspect(path: str, roots: Sequence[Path]) -> ModelFolder:
@@ -44,14 +47,14 @@ def inspect(path: str, roots: Sequence[Path]) -> ModelFolder:
     try:
         if not folder.is_dir():
             raise ModelError(f"There is no folder {folder}.")
-        architecture = _check(folder, _files(folder))
+        architecture, parameters = _check(folder, _files(folder))
         digests = file_digests(folder)
         files = {name: {"sha256": digest, "size": (folder / name).stat().st_size} for name, digest in digests.items()}
     except OSError as error:
         raise _refusal(f"{folder} cannot be read: {error.strerror}.") from None
     except ModelError as error:
         raise _refusal(error.message) from None
-    return ModelFolder(folder, architecture, files, model_digest(digests))
+    return ModelFolder(folder, architecture, files, model_digest(digests), parameters)
 
 
 def _refusal(message: str) -> ModelError:
@@ -89,8 +92,8 @@ def _files(folder: Path) -> list[str]:
     return names
 
 
-def _check(folder: Path, names: Sequence[str]) -> str:
-    """The architecture that config.json names. Raises ModelError."""
+def _check(folder: Path, names: Sequence[str]) -> tuple[str, int]:
+    """The architecture that config.json names, and how many weights the files hold. Raises ModelError."""
     if "config.json" not in names:
         raise ModelError("config.json is missing.")
     configs = {name: _object(folder, name) for name in names if "/" not in name and name.endswith("config.json")}
@@ -100,16 +103,17 @@ def _check(folder: Path, names: Sequence[str]) -> str:
     weights = [name for name in names if name.endswith(".safetensors")]
     if not weights:
         raise ModelError("There is no .safetensors file in the folder.")
+    parameters = 0
     for name in weights:
         with (folder / name).open("rb") as file:
-            _check_header(file, name)
+            parameters += _counted(_header(file, name), name)
     named = configs["config.json"].get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str) or not _CLASS.fullmatch(named[0]):
         raise ModelError(
             "config.json names no architecture: 'architectures' must be a list of class names, "
             "each of at most 200 letters, digits and underscores."
         )
-    return named[0]
+    return named[0], parameters
 
 
 def _is_text(name: str) -> bool:
@@ -128,12 +132,25 @@ def _object(folder: Path, name: str) -> dict[str, Any]:
     return _decoded(content, f"{name} is not a JSON object.")
 
 
-def _check_header(file: BinaryIO, name: str) -> None:
-    """That this is a safetensors file by content: eight bytes of length, then so many bytes of JSON."""
+def _header(file: BinaryIO, name: str) -> dict[str, Any]:
+    """What makes this a safetensors file by content: eight bytes of length, then so many bytes of JSON."""
     length = int.from_bytes(file.read(8), "little")
     if length > _MOST_HEADER:
         raise ModelError(f"{name} is not a safetensors file.")
-    _decoded(file.read(length), f"{name} is not a safetensors file.")
+    return _decoded(file.read(length), f"{name} is not a safetensors file.")
+
+
+def _counted(header: Mapping[str, Any], name: str) -> int:
+    """Weights of all tensors that the header lists."""
+    count = 0
+    for key, tensor in header.items():
+        shape = tensor.get("shape") if isinstance(tensor, dict) else None
+        if key == "__metadata__":
+            continue
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ModelError(f"{name} is not a safetensors file.")
+        count += math.prod(shape)
+    return min(count, _MOST_WEIGHTS)
 
 
 def _decoded(content: bytes, otherwise: str) -> dict[str, Any]:

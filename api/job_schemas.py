@@ -1,7 +1,7 @@
 """Jobs as the API shows them, and the bodies and answers of what can be done to one."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, computed_field
 
@@ -124,3 +124,40 @@ class Counts(BaseModel):
     status: dict[Status, int]
     late: int = Field(description="not ended, and past their due date")
     soon: int = Field(description="not ended, and due within LETHE_DUE_SOON_DAYS")
+
+
+class Estimate(BaseModel):
+    """What a request may cost, read off the newest runs that were measured; null, and a reason, where none says it.
+
+    It is as good as the runs are alike: length of records and kind of machine are taken as they were there.
+    """
+
+    model_config = example(
+        train_seconds=84.0,
+        score_seconds=21.5,
+        seconds=122.1,
+        memory_bytes=4_210_000_000,
+        device="cuda: NVIDIA L4",
+        runs=12,
+        reason=None,
+    )
+
+    train_seconds: float | None = None
+    score_seconds: float | None = Field(None, description="of the sets, before and after")
+    seconds: float | None = Field(None, description="in all: loading, attacks and writing with it")
+    memory_bytes: int | None = Field(None, description="the most that the engine may hold on its device")
+    device: str | None = Field(None, description="where those runs were")
+    runs: int = Field(0, description="how many runs it stands on")
+    reason: str | None = Field(None, description="why there is no estimate")
+
+
+class Validation(BaseModel):
+    """A request that POST /jobs would take."""
+
+    valid: Literal[True] = True
+    spec: dict[str, Any] = Field(description="the request with all defaults filled in")
+    rows: dict[str, int | None] = Field(
+        description="records of each set that would be used; null where only the engine can count them"
+    )
+    warnings: list[str]
+    estimate: Estimate

@@ -4,6 +4,8 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -58,6 +60,25 @@ def memory_for(spec: JobSpec) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             raise OutOfMemory(spec.training.micro_batch_tokens, spec.evaluation.batch_tokens) from None
         raise
+
+
+class Memory:
+    """What this process holds of its device: on CUDA what torch has allocated there, else resident memory. In bytes."""
+
+    def __init__(self, device: torch.device) -> None:
+        """To be made before the model is read: `idle` is what the process held until then."""
+        self.device = device
+        self.idle = self._peak()
+
+    def told(self) -> dict[str, int]:
+        """The most that was held so far, and what of that was held before the model was read."""
+        return {"peak": self._peak(), "idle": self.idle}
+
+    def _peak(self) -> int:
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def versions() -> dict[str, str]:

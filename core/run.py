@@ -25,7 +25,7 @@ from core.data.encode import encode
 from core.data.trained_on import trained_on
 from core.earlier import lasting
 from core.edits import EDITS, Context, Edit
-from core.environment import available_threads, describe, prepare
+from core.environment import Memory, available_threads, describe, prepare
 from core.errors import Stopped
 from core.evaluation.scorer import Scorer
 from core.events import Emit, StopFlag
@@ -84,6 +84,7 @@ def run(
     requests.tell(emit, "accepted", resumed_from=state.step if state else None)
 
     emit("phase", phase="load")
+    memory = Memory(device)
     # A model to be cut up may fit no device whole; its parts go there when it is.
     place = torch.device("cpu") if processes.sharded else device
     loaded = load(spec, inputs, requests.read(inputs), place, model_digest)
@@ -201,7 +202,7 @@ def run(
 
     reports = processes.from_first(finish)
     told = requests.told(out, reports)
-    emit("done", model=str(out / "model"), seconds_to_first_step=heard.seconds, **told)
+    emit("done", model=str(out / "model"), seconds_to_first_step=heard.seconds, memory=memory.told(), **told)
     return Outcome(reports[0], requests.folder(out, requests.all[0]) / "report.json", out / "model")
 
 

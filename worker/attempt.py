@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from api.store import attempts, endings, lineage
+from api.store import attempts, endings, lineage, runs
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
 from api.store.errors import BlobDamaged, BlobMissing
@@ -20,7 +20,7 @@ from api.store.lineage import Removed
 from api.store.session import Database
 from api.store.vault import Vault
 from core.errors import CheckpointError, LeaseLost, LetheError, SpecError, Stopped
-from worker import meter
+from worker import cost, meter
 from worker.checkpoints import CheckpointStore
 from worker.delivery import Delivery, model_files
 from worker.engine import Spare
@@ -164,7 +164,11 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None
         for each in left:
             each.store(model)
 
+    spent = cost.of(left[0].report, claim, done, relay.milestones.seconds)
+
     def finish(session: Session) -> list[str]:
+        if spent is not None:
+            runs.note(session, claim.job_id, spent)
         # One model for all that share the run: an alias moves on to it where every one of them has passed.
         passed = all(each.passed for each in left)
         return [blob for each in left for blob in each.finish(session, promotes=passed and each.claim is claim)]

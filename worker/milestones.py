@@ -26,6 +26,7 @@ class Milestones:
     def __init__(self, engine: int) -> None:
         """`engine` is its process id."""
         self._engine = engine
+        self.seconds: dict[str, float] = {}  # of each phase that has ended, by the engine's clock
         self._phase: tuple[str, float] | None = None  # the present one, and when it began by the engine's clock
         meter.LIVE.renewed(engine)
 
@@ -50,5 +51,7 @@ class Milestones:
     def _begin(self, phase: str | None, at: float) -> None:
         if self._phase is not None:
             name, since = self._phase
-            meter.PHASES.labels(name).observe(max(0.0, at - since))
+            passed = max(0.0, at - since)
+            self.seconds[name] = self.seconds.get(name, 0.0) + passed
+            meter.PHASES.labels(name).observe(passed)
         self._phase = (phase, at) if phase else None

@@ -76,7 +76,7 @@ class Relay:
         self._urgent = True
         self._background = ThreadPoolExecutor(1, thread_name_prefix="files")
         self._saving: list[tuple[Future[None], Path, int]] = []
-        self._milestones = Milestones(self.engine.pid)
+        self.milestones = Milestones(self.engine.pid)
 
     def __enter__(self) -> "Relay":
         return self
@@ -84,7 +84,7 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self.engine.kill()
         self.engine.wait()
-        self._milestones.ended()
+        self.milestones.ended()
         self._background.shutdown(wait=True, cancel_futures=True)
 
     def run(self, command: Mapping[str, Any]) -> int:
@@ -200,7 +200,7 @@ class Relay:
         for page in self._pages.values():
             page.notes, page.measurements = [], []
         self.engine.renew(self.lease * ENGINE_SHARE)
-        self._milestones.renewed()
+        self.milestones.renewed()
         return any(asked)
 
     def _record(self, session: Session, page: _Page) -> bool:
@@ -216,7 +216,7 @@ class Relay:
     def _enter(self, event: Event) -> None:
         kind = event.pop("event")
         self.said[kind] = event
-        self._milestones.hear(kind, event)
+        self.milestones.hear(kind, event)
         if kind == "checkpoint":
             self._save(Path(event["folder"]), event["step"])
             return

@@ -16,6 +16,7 @@ from api.body import json_body
 from api.deps import PageQuery, Parts, Writer
 from api.errors import REQUEST_ID
 from api.openapi import JOB_BODY
+from api.preview import preview
 from api.sight import Seen
 from api.store import batches, deadlines, jobs, life, models, turn
 from api.store.jobs import Priority
@@ -79,6 +80,16 @@ def submit(
         # Only now: a worker must find the row.
         service.queue.ring_soon(answer.id)
     return _written(answer, 201 if created else 200, {"Location": f"/jobs/{answer.id}"})
+
+
+@router.post("/validate", openapi_extra={"requestBody": JOB_BODY})
+def validate(service: Parts, _: Writer, body: Annotated[Any, Depends(json_body)]) -> job_schemas.Validation:
+    """What the same body would be as a job, how many records it would use, and what it may cost. Nothing is written;
+    what POST /jobs would refuse is refused here alike."""
+    spec = admit(parse(body), service.settings.data_roots)
+    # Nothing is written, but what is named is held until all of it has been looked at, as when a job is made.
+    with service.database.transaction() as session:
+        return preview(session, spec)
 
 
 @router.get("")

@@ -43,6 +43,7 @@ async def register(
                 digest=folder.digest,
                 files=folder.files,
                 architecture=folder.architecture,
+                parameters=folder.parameters,
                 key_id=caller.id,
                 name=new.name,
             )

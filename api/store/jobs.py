@@ -1,13 +1,13 @@
 """Jobs as a requester sees them: create, read, list. What happens to them afterwards is in `life` and `attempts`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session, defer
 
-from api.store import aliases, audit, batches, datasets, deadlines, events, models, outbox, references, turn
+from api.store import aliases, audit, batches, datasets, deadlines, duplicates, events, models, outbox, references, turn
 from api.store import due as dates
 from api.store.columns import INSERT
 from api.store.errors import IdempotencyMismatch
@@ -40,19 +40,14 @@ def create(
     SpecError for an unknown model or data set or a time at which no request came in, and IdempotencyMismatch where the
     earlier body was another one.
     """
-    storable(spec.reference, "reference")
     storable(idempotency_key, "Idempotency-Key")
     principal_id = principal_id or session.get_one(ApiKey, key_id).principal_id
     digest = spec.digest()
     body_digest = body_digest or digest
     moment = now(session)
-    dates.check(spec.received_at, moment)
+    resolved = checked(session, spec, moment)
     received = spec.received_at or moment
-    resolved = spec.model_dump(mode="json")
     uploads = references.uploads(resolved)
-    kept = datasets.keep(session, uploads.values())
-    if problems := list(_unknown(session, resolved, kept)):
-        raise SpecError(problems)
     entered = INSERT[session.get_bind().dialect.name](Job).values(
         status="awaiting_approval" if needs_approval else "queued",
         model_id=references.models(resolved)["model"].get("id"),
@@ -70,7 +65,7 @@ def create(
         received_at=received,
         due_at=dates.of(received),
         batch=batches.in_common(resolved),
-        warnings=[],
+        warnings=duplicates.warnings(session, resolved),
         idempotency_key=idempotency_key,
         body_digest=body_digest,
         created_at=moment,
@@ -91,6 +86,17 @@ def create(
     )
     outbox.tell_of_job(session, job)
     return job, True
+
+
+def checked(session: Session, spec: JobSpec, moment: datetime) -> dict[str, Any]:
+    """The spec as it is stored. Raises SpecError for what the service cannot carry out, as `create` says."""
+    storable(spec.reference, "reference")
+    dates.check(spec.received_at, moment)
+    resolved = spec.model_dump(mode="json")
+    kept = datasets.keep(session, references.uploads(resolved).values())
+    if problems := list(_unknown(session, resolved, kept)):
+        raise SpecError(problems)
+    return resolved
 
 
 def earlier(session: Session, *, principal_id: str, idempotency_key: str | None, body_digest: str) -> Job | None:

@@ -28,6 +28,7 @@ def register(
     files: Mapping[str, Mapping[str, Any]],
     architecture: str,
     key_id: str,
+    parameters: int | None = None,
     name: str | None = None,
 ) -> tuple[Model, bool]:
     """Register a folder, or find it registered already with the same content; True if it is new, or was deleted.
@@ -46,6 +47,7 @@ def register(
             digest=digest,
             files={file: dict(facts) for file, facts in files.items()},
             architecture=architecture,
+            parameters=parameters,
             key_id=key_id,
             created_at=now(session),
         )
@@ -58,6 +60,7 @@ def register(
             if known is None:
                 raise
     if known is not None:
+        known.parameters = known.parameters or parameters
         if known.deleted_at is None:
             return known, False
         model, known.deleted_at = known, None

@@ -77,7 +77,7 @@ class Run(Base):
     """What one finished attempt cost: estimates for later requests are read off these. Seconds are wall-clock."""
 
     __tablename__ = "runs"
-    __table_args__ = (Index(None, "method", "at"),)
+    __table_args__ = (Index(None, "method", "at"), Index(None, "at"))
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     at: Mapped[datetime]
@@ -91,6 +91,7 @@ class Run(Base):
     score_seconds: Mapped[float]
     seconds: Mapped[float]  # of the whole attempt
     memory_bytes: Mapped[int]  # the most that the engine held
+    idle_bytes: Mapped[int]  # what of that it held before it read the model
 
 
 class AuditEntry(Base):

@@ -169,9 +169,11 @@ def upgrade() -> None:
         need("score_seconds", FLOAT),
         need("seconds", FLOAT),
         need("memory_bytes", INTEGER),
+        need("idle_bytes", INTEGER),
         key=("job_id",),
     )
     index("runs", "method", "at")
+    index("runs", "at")
     table(
         "audit_heads",
         need("position", INTEGER),

@@ -45,6 +45,7 @@ def test_everything_that_can_be_called_is_described(described: dict[str, Any]) -
     assert {name for name, _ in operations(described)} == {
         "POST /jobs",
         "GET /jobs",
+        "POST /jobs/validate",
         "GET /jobs/counts",
         "GET /jobs/{job_id}",
         "POST /jobs/{job_id}/approve",

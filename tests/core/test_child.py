@@ -154,7 +154,17 @@ def test_from_ready_to_done_in_an_interpreter_of_its_own(unlearnt: Reciter, tmp_
         assert [event["step"] for event in events if event["event"] == "checkpoint"] == [2, 4]
         assert len(list((tmp_path / "out" / "checkpoints").iterdir())) == 2
         done = events[-1]
-        assert done.keys() == {"event", "at", "verdict", "report", "model", "seconds_to_first_step", "rows", "plots"}
+        assert done.keys() == {
+            "event",
+            "at",
+            "verdict",
+            "report",
+            "model",
+            "seconds_to_first_step",
+            "memory",
+            "rows",
+            "plots",
+        }
         report = json.loads(Path(done["report"]).read_text())
         assert report["forget"]["commitment"] == COMMITMENTS["forget"]
     finally:

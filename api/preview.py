@@ -1,0 +1,76 @@
+"""What a request would be and what it may cost, without a trace of it being left."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from api import job_schemas
+from api.store import datasets, duplicates, jobs, models, runs
+from api.store.session import now
+from core.spec.cost import work
+from core.spec.job import JobSpec
+from core.spec.sources import JsonLines, Source, Upload
+
+_MOST_READ = 256 << 20  # bytes of a file whose lines are counted while a caller waits
+
+
+def preview(session: Session, spec: JobSpec) -> job_schemas.Validation:
+    """Raises SpecError as creating the job would."""
+    resolved = jobs.checked(session, spec, now(session))
+    rows = {name: _rows(session, source) for name, source in spec.data.sources().items()}
+    return job_schemas.Validation(
+        spec=resolved,
+        rows=rows,
+        warnings=[*_of_uploads(session, spec), *duplicates.warnings(session, resolved)],
+        estimate=_estimate(session, spec, rows, duplicates.target(session, resolved)),
+    )
+
+
+def _rows(session: Session, source: Source) -> int | None:
+    """Records of a set that are used; None where counting them would need the engine, or too long."""
+    if isinstance(source, Upload):
+        found: int | None = datasets.get(session, source.dataset).rows
+    elif isinstance(source, JsonLines):
+        found = _lines(Path(source.path))
+    else:
+        found = None
+    return found if source.rows is None or found is None else min(found, source.rows)
+
+
+def _lines(path: Path) -> int | None:
+    try:
+        if path.stat().st_size > _MOST_READ:
+            return None
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    except OSError:
+        return None
+
+
+def _of_uploads(session: Session, spec: JobSpec) -> list[str]:
+    uploads = {name: source for name, source in spec.data.sources().items() if isinstance(source, Upload)}
+    return [
+        f"data.{name}: {warning}"
+        for name, source in uploads.items()
+        for warning in datasets.get(session, source.dataset).warnings
+    ]
+
+
+def _estimate(
+    session: Session, spec: JobSpec, rows: Mapping[str, int | None], model_id: str | None
+) -> job_schemas.Estimate:
+    known = {name: count for name, count in rows.items() if count is not None}
+    if unknown := sorted(rows.keys() - known.keys()):
+        reason = f"How many records there are is known only to the engine for: {', '.join(unknown)}."
+        return job_schemas.Estimate(reason=reason)
+    amount = work(spec, known)
+    found = runs.estimate(
+        session,
+        method=spec.method.name,
+        optimizer=spec.optimizer.name,
+        parameters=models.get(session, model_id).parameters if model_id else None,
+        rows_trained=amount.trained,
+        rows_scored=amount.scored,
+    )
+    return job_schemas.Estimate(reason=found) if isinstance(found, str) else job_schemas.Estimate(**vars(found))
