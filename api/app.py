@@ -96,6 +96,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if service.settings.webhooks_deliver:
             deliverer.start()
         yield
+        # What the server has broken off cleans up after itself in a thread, and the process ends when this does.
+        with anyio.move_on_after(LEAVES_WITHIN):
+            while service.uploads.borrowed_tokens:  # noqa: ASYNC110  (a limiter tells nobody that it is free)
+                await anyio.sleep(0.02)
         await to_thread.run_sync(deliverer.close)
         wrapping.join(LEAVES_WITHIN)
         telling.cancel()
