@@ -44,6 +44,18 @@ def admit(spec: JobSpec, data_roots: Sequence[Path]) -> JobSpec:
     return spec.model_copy(update=changes)
 
 
+def names_paths(spec: JobSpec) -> bool:
+    """Whether there is something to be looked up before the spec can be admitted, or to be refused."""
+    evaluation = spec.evaluation
+    beside = (evaluation.retrained, evaluation.embedder, evaluation.classifier, evaluation.lm_eval)
+    return (
+        any(not isinstance(source, Upload) for source in spec.data.sources().values())
+        or any("path" in model for model in references.models(spec.model_dump(mode="json")).values())
+        or getattr(spec.method, "refusals_file", None) is not None
+        or any(part is not None for part in beside)
+    )
+
+
 def _local_models(spec: JobSpec) -> Iterator[Problem]:
     for field, model in references.models(spec.model_dump(mode="json")).items():
         if "path" in model:

@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import errors, openapi
+from api.asked_jobs import AskedJobs
 from api.deps import Service, authenticated
 from api.known_keys import KnownKeys
 from api.leaving import Leaving
@@ -104,6 +105,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         wrapping.join(LEAVES_WITHIN)
         telling.cancel()
         await to_thread.run_sync(partial(service.refusals.flush, whole=True))
+        await to_thread.run_sync(service.together.close)
         service.counts.close()
         service.queue.close()
         service.database.close()
@@ -163,6 +165,7 @@ def _put_together(settings: Settings) -> Service:
         meter=Meter(database, timedelta(days=settings.due_soon_days)),
         leaving=Leaving(),
         counts=counts,
+        together=AskedJobs(database),
         rate=rated("calls", settings.rate_limit, counts),
         refusals=Refusals(
             database,

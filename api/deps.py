@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 
+from api.asked_jobs import AskedJobs
 from api.errors import Forbidden, TooMany, Unauthorized
 from api.known_keys import KnownKeys
 from api.leaving import Leaving
@@ -46,6 +47,7 @@ class Service:
     meter: Meter
     leaving: Leaving
     counts: Counts
+    together: AskedJobs
     rate: Rate | None  # of a key's calls
     refusals: Refusals
     uploads: CapacityLimiter

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, computed_field
 
 from api.schemas import example
-from api.store.jobs import COUNTED, PRIORITIES, Priority
+from api.store.jobs import COUNTED
 from api.store.life import TERMINAL
 from api.store.tables import Status, Verdict
+from api.store.turn import PRIORITIES, Priority
 from core.report.schema import Sha256
 from core.spec.base import Spec
 

@@ -22,7 +22,7 @@ def preview(session: Session, spec: JobSpec) -> job_schemas.Validation:
     return job_schemas.Validation(
         spec=resolved,
         rows=rows,
-        warnings=[*_of_uploads(session, spec), *duplicates.warnings(session, resolved)],
+        warnings=[*_of_uploads(session, spec), *duplicates.warnings(session, [resolved])[0]],
         estimate=_estimate(session, spec, rows, duplicates.target(session, resolved)),
     )
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from api import job_schemas
+from api.asked_jobs import seen
 from api.body import json_body, read_as
 from api.deps import Approver, Parts, Writer
 from api.openapi import REASON_BODY
-from api.routes.jobs import seen
 from api.sight import its_owner
 from api.store import decisions, life
 

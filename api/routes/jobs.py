@@ -7,20 +7,22 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api import job_schemas, schemas
-from api.admission import admit
+from api.admission import admit, names_paths
+from api.asked_jobs import Earlier, Wanted
 from api.body import json_body
 from api.deps import PageQuery, Parts, Writer
 from api.errors import REQUEST_ID
 from api.openapi import JOB_BODY
 from api.preview import preview
 from api.sight import Seen
-from api.store import batches, deadlines, jobs, life, models, turn
-from api.store.jobs import Priority
+from api.store import deadlines, entering, jobs, life
 from api.store.tables import Job, Status
+from api.store.turn import Priority
 from core.spec.job import parse
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -45,7 +47,7 @@ class JobQuery(PageQuery):
     openapi_extra={"requestBody": JOB_BODY},
     responses={200: {"model": job_schemas.Job, "description": "The job that this Idempotency-Key already made"}},
 )
-def submit(
+async def submit(
     request: Request,
     service: Parts,
     caller: Writer,
@@ -57,25 +59,25 @@ def submit(
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     digest = hashlib.sha256(canonical).hexdigest()
     asker = caller.principal_id
-    # Before anything is judged: what was taken once is answered the same, also where a file is gone since.
-    with service.database.reading() as session:
-        known = jobs.earlier(session, principal_id=asker, idempotency_key=idempotency_key, body_digest=digest)
-        answer = seen(session, known) if known else None
-    created = False
-    if answer is None:
-        spec = admit(parse(body), service.settings.data_roots)
-        with service.database.transaction() as session:
-            job, created = jobs.create(
-                session,
-                spec,
-                key_id=caller.id,
-                principal_id=asker,
-                idempotency_key=idempotency_key,
-                body_digest=digest,
-                request_id=request.scope[REQUEST_ID],
-                needs_approval=service.settings.four_eyes,
-            )
-            answer = seen(session, job)
+    if idempotency_key is not None:
+        # Before anything is judged: what was taken once is answered the same, also where a file is gone since.
+        known = await service.together.find(Earlier(asker, idempotency_key, digest))
+        if known is not None:
+            return _written(known, 200, {"Location": f"/jobs/{known.id}"})
+    spec = parse(body)
+    # Paths are looked up in a thread: a file system may take its time.
+    admitted = await run_in_threadpool(admit, spec, service.settings.data_roots) if names_paths(spec) else spec
+    answer, created = await service.together.enter(
+        entering.Request(
+            admitted,
+            key_id=caller.id,
+            principal_id=asker,
+            body_digest=digest,
+            idempotency_key=idempotency_key,
+            request_id=request.scope[REQUEST_ID],
+            needs_approval=service.settings.four_eyes,
+        )
+    )
     if created and answer.status == "queued":
         # Only now: a worker must find the row.
         service.queue.ring_soon(answer.id)
@@ -111,24 +113,9 @@ def counts(service: Parts, sight: Seen) -> job_schemas.Counts:
 
 
 @router.get("/{job_id}", response_model=job_schemas.Job)
-def one(service: Parts, sight: Seen, job_id: str) -> Response:
+async def one(service: Parts, sight: Seen, job_id: str) -> Response:
     """Where a job stands, and what was asked."""
-    with service.database.reading() as session:
-        return _written(seen(session, sight.job(session, job_id)))
-
-
-def seen(session: Session, job: Job) -> job_schemas.Job:
-    """The job as the API shows it."""
-    told = job_schemas.Job.model_validate(job, from_attributes=True)
-    made = models.of_job(session, job.id) if job.status == "succeeded" else None
-    more = {
-        "queue_position": jobs.queue_position(session, job),
-        "waits_for": turn.waits_for(session, job),
-        "output_model": made.id if made else None,
-        "data_destroyed": bool(life.destroyed(session, [job])),
-        "members": batches.members(session, job.id) if job.led_by == job.id else [],
-    }
-    return told.model_copy(update=more)
+    return _written(await service.together.see(Wanted(job_id, sight.only)))
 
 
 def _written(job: job_schemas.Job, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -30,13 +30,21 @@ def append(
 
     `facts` must hold no data of a forget set. Where a request is being answered, its id is noted with them.
     """
-    told = dict(facts or {})
+    at = at or now(session)
+    session.add(
+        AuditEntry(**entry(actor=actor, action=action, subject=subject, facts=facts or {}, key_id=key_id, at=at))
+    )
+
+
+def entry(
+    *, actor: str, action: str, subject: str, facts: Mapping[str, Any], key_id: str | None, at: datetime
+) -> dict[str, Any]:
+    """The columns of an entry, for whoever writes many at once."""
+    told = dict(facts)
     request = structlog.contextvars.get_contextvars().get("request_id")
     if request is not None:
         told.setdefault("request_id", request)
-    session.add(
-        AuditEntry(at=at or now(session), actor=actor, key_id=key_id, action=action, subject=subject, facts=told)
-    )
+    return {"at": at, "actor": actor, "key_id": key_id, "action": action, "subject": subject, "facts": told}
 
 
 def about(session: Session, subject: str) -> Sequence[AuditEntry]:

@@ -114,10 +114,17 @@ def page(session: Session, *, after: str | None = None, limit: int = 50) -> tupl
 
 def usable(session: Session, model_id: str) -> Model | None:
     """The model, unless it is deleted or unknown; it stays so until the transaction ends."""
+    return hold(session, [model_id]).get(model_id)
+
+
+def hold(session: Session, model_ids: Iterable[str]) -> dict[str, Model]:
+    """Those of the models that are neither deleted nor unknown, by id; they stay so until the transaction ends."""
     # The lock that a row referring to it takes anyway: of all others only a deletion waits for it.
-    held = select(Model).where(Model.id == model_id).with_for_update(read=True, key_share=True)
-    model = session.scalars(held, execution_options={"populate_existing": True}).one_or_none()
-    return None if model is None or model.deleted_at is not None else model
+    wanted = select(Model).where(Model.id.in_(set(model_ids))).order_by(Model.id)
+    held = session.scalars(
+        wanted.with_for_update(read=True, key_share=True), execution_options={"populate_existing": True}
+    )
+    return {model.id: model for model in held if model.deleted_at is None}
 
 
 def delete(session: Session, model_id: str, *, actor: str, key_id: str | None = None) -> tuple[Model, list[str]]:

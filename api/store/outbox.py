@@ -73,7 +73,7 @@ class Outcome:
 def tell_of_job(session: Session, job: Job, kind: str | None = None) -> None:
     """Tell whoever may see the job that it has come into its status, or of another event of this kind."""
     kind = kind or f"job.{job.status}"
-    hooks = _listening(session, kind, job.principal_id)
+    hooks = listening(session, kind, job.principal_id)
     if not hooks:
         return
     made = session.scalar(select(Model.id).where(Model.job_id == job.id)) if job.status == "succeeded" else None
@@ -93,7 +93,7 @@ def tell_of_job(session: Session, job: Job, kind: str | None = None) -> None:
 
 def tell_of_dataset(session: Session, dataset: Dataset) -> None:
     """Tell whoever may see the data set that it was destroyed."""
-    hooks = _listening(session, "dataset.destroyed", dataset.principal_id)
+    hooks = listening(session, "dataset.destroyed", dataset.principal_id)
     destroyed = _written(dataset.destroyed_at) if dataset.destroyed_at else None
     _tell(session, hooks, "dataset.destroyed", {"id": dataset.id, "destroyed_at": destroyed})
 
@@ -178,7 +178,7 @@ def ended(session: Session, tried: Try, outcome: Outcome) -> str | None:
     return delivery.status
 
 
-def _listening(session: Session, kind: str, principal_id: str) -> list[Webhook]:
+def listening(session: Session, kind: str, principal_id: str) -> list[Webhook]:
     """The webhooks that want events of this kind and may see what belongs to the principal."""
     hooks = session.scalars(_LISTENING, {"owner": principal_id})
     return [hook for hook in hooks if not hook.kinds or kind in hook.kinds]

@@ -4,11 +4,15 @@ Of the jobs on one alias only one runs at a time, since each begins at what the 
 without keeping jobs behind them from running.
 """
 
+from typing import Literal, get_args
+
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from api.store.tables import Job
 
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # each stands at its rank
 ORDER = (Job.rank, Job.due_at, Job.id)
 
 

@@ -97,7 +97,8 @@ def test_pages_are_complete_and_without_repetition(
         assert {job.id for job in ours} == set(made[1::2])
         assert not more
         assert jobs.page(session, status="failed") == ([], False)
-        positions = [jobs.queue_position(session, jobs.get(session, job_id)) for job_id in sorted(made)]
+        found = jobs.queue_positions(session, [jobs.get(session, job_id) for job_id in made])
+        positions = [found[job_id] for job_id in sorted(made)]
         assert positions == [1, 2, 3, 4, 5, 6, 7]
 
 

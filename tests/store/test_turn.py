@@ -89,6 +89,6 @@ def test_a_place_far_back_in_a_long_queue_is_not_counted(
         session.execute(insert(Job), more)
     with database.reading() as session:
         waiting = session.scalars(select(Job).order_by(Job.id)).all()
-        assert [jobs.queue_position(session, job) for job in waiting[:3]] == [1, 2, 3]
-        assert jobs.queue_position(session, waiting[jobs.COUNTED]) == jobs.COUNTED + 1
-        assert jobs.queue_position(session, waiting[jobs.COUNTED + 1]) is None
+        assert jobs.queue_positions(session, waiting[:3]) == {job.id: n for n, job in enumerate(waiting[:3], 1)}
+        assert jobs.queue_positions(session, [waiting[jobs.COUNTED]]) == {waiting[jobs.COUNTED].id: jobs.COUNTED + 1}
+        assert jobs.queue_positions(session, [waiting[jobs.COUNTED + 1]]) == {}
