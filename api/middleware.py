@@ -6,7 +6,7 @@ import time
 
 import structlog
 from anyio import CancelScope
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,14 +19,17 @@ log = structlog.get_logger()
 
 # What a caller sends is written into our logs, so it must look like an id.
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-}
+_HEADERS = tuple(
+    (name.lower().encode(), value.encode())
+    for name, value in {
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Cache-Control": "no-store",
+    }.items()
+)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PROBES = ("/healthz", "/readyz")
 
@@ -41,8 +44,8 @@ class Surround:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        name = given if _GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        asked = Headers(scope=scope).get("x-request-id", "")
+        name = asked if _GIVEN_ID.fullmatch(asked) else f"req_{secrets.token_hex(12)}"
         scope[REQUEST_ID] = name
         status: int | None = None
         head = scope["method"] == "HEAD"
@@ -53,9 +56,12 @@ class Surround:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                for header, value in {**_HEADERS, "X-Request-Id": name, **inner.get(RATE_HEADERS, {})}.items():
-                    headers.setdefault(header, value)
+                own = [(b"x-request-id", name.encode())]
+                own += [(key.lower().encode(), value.encode()) for key, value in inner.get(RATE_HEADERS, {}).items()]
+                given = list(message.get("headers", ()))
+                present = {key.lower() for key, _ in given}
+                # A route's own header goes before ours.
+                message["headers"] = given + [pair for pair in (*_HEADERS, *own) if pair[0] not in present]
             elif head:
                 await send({"type": "http.response.body"})
                 unread.cancel()  # A body may be long, or a stream without an end.

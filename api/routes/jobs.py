@@ -23,6 +23,7 @@ from api.sight import Seen
 from api.store import deadlines, entering, jobs, life
 from api.store.tables import Job, Status
 from api.store.turn import Priority
+from core.errors import SpecError
 from core.spec.job import parse
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -59,14 +60,16 @@ async def submit(
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     digest = hashlib.sha256(canonical).hexdigest()
     asker = caller.principal_id
-    if idempotency_key is not None:
-        # Before anything is judged: what was taken once is answered the same, also where a file is gone since.
-        known = await service.together.find(Earlier(asker, idempotency_key, digest))
-        if known is not None:
-            return _written(known, 200, {"Location": f"/jobs/{known.id}"})
-    spec = parse(body)
-    # Paths are looked up in a thread: a file system may take its time.
-    admitted = await run_in_threadpool(admit, spec, service.settings.data_roots) if names_paths(spec) else spec
+    try:
+        spec = parse(body)
+        # Paths are looked up in a thread: a file system may take its time.
+        admitted = await run_in_threadpool(admit, spec, service.settings.data_roots) if names_paths(spec) else spec
+    except SpecError:
+        # What was taken once is answered the same, also where a file is gone since.
+        known = idempotency_key and await service.together.find(Earlier(asker, idempotency_key, digest))
+        if not known:
+            raise
+        return _written(known, 200, {"Location": f"/jobs/{known.id}"})
     answer, created = await service.together.enter(
         entering.Request(
             admitted,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from api.store import audit
@@ -74,8 +74,16 @@ def get(session: Session, dataset_id: str, *, only: str | None = None) -> Datase
 
 def keep(session: Session, dataset_ids: Iterable[str]) -> dict[str, Dataset]:
     """Those of the sets that there are, by id. None is destroyed until this transaction ends: a job may name it."""
-    wanted = select(Dataset).where(Dataset.id.in_(set(dataset_ids))).order_by(Dataset.id).with_for_update(read=True)
-    return {found.id: found for found in session.scalars(wanted, execution_options={"populate_existing": True})}
+    return {found.id: found for found in session.scalars(_KEPT, {"ids": list(set(dataset_ids))})}
+
+
+_KEPT = (
+    select(Dataset)
+    .where(Dataset.id.in_(bindparam("ids", expanding=True)))
+    .order_by(Dataset.id)
+    .with_for_update(read=True)
+    .execution_options(populate_existing=True)
+)
 
 
 def page(

@@ -6,9 +6,10 @@ A statement serves all of them, so that many requests at once cost little more t
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, tuple_
 from sqlalchemy.orm import Session
 
 from api.store import aliases, audit, batches, datasets, duplicates, models, outbox, references
@@ -39,54 +40,66 @@ class Request:
 
 
 Entered = tuple[Job, bool]
+# What a new job does not have yet.
+_NOT_YET = {column.name: None for column in Job.__table__.columns if column.nullable}
 
 
 def enter(session: Session, requests: Sequence[Request]) -> list[Entered | LetheError]:
     """For each request its job, and True if it is new; or what is wrong with it, as `jobs.create` raises it.
 
-    New jobs are not the session's own: what is changed in them is not written.
+    New jobs are told as plain objects with the columns of `Job`: they are no rows of the session's.
     """
     moment = now(session)
-    checked = check(session, [request.spec for request in requests], moment)
-    warned = duplicates.warnings(session, [spec for spec in checked if not isinstance(spec, LetheError)])
-    rows: dict[int, dict[str, Any]] = {}
-    for i, (request, spec) in enumerate(zip(requests, checked, strict=True)):
-        if not isinstance(spec, LetheError):
-            rows[i] = _row(request, spec, warned[len(rows)], moment)
+    # Before anything is judged: what was taken once is answered the same, also where a set was destroyed since.
+    before = _taken(session, requests)
+    fresh = [i for i in range(len(requests)) if i not in before]
+    named = Named.hold(session, [requests[i].spec for i in fresh])
+    checked = dict(zip(fresh, named.check(session, moment), strict=True))
+    good = {i: spec for i, spec in checked.items() if not isinstance(spec, LetheError)}
+    warned = duplicates.warnings(session, list(good.values()))
+    rows = {i: _row(requests[i], good[i], said, moment) for i, said in zip(good, warned, strict=True)}
     new = _insert(session, list(rows.values()))
     _follow(session, [row for row in rows.values() if row["id"] in new], moment)
-    answers: list[Entered | LetheError] = []
-    for i, (request, spec) in enumerate(zip(requests, checked, strict=True)):
-        if isinstance(spec, LetheError):
-            answers.append(spec)
-        elif rows[i]["id"] in new:
-            answers.append((Job(**rows[i]), True))
-        else:
-            answers.append(_faster(session, request))
-    return answers
+    # Of those that were not entered somebody has committed the job by now, or it stands before in this turn.
+    late = [i for i, row in rows.items() if row["id"] not in new]
+    before |= {late[k]: answer for k, answer in _taken(session, [requests[i] for i in late]).items()}
+    entered: dict[int, Entered | LetheError] = {i: spec for i, spec in checked.items() if isinstance(spec, LetheError)}
+    entered |= {i: (cast(Job, SimpleNamespace(**(_NOT_YET | row))), True) for i, row in rows.items()} | before
+    return [entered[i] for i in range(len(requests))]
 
 
-def check(session: Session, specs: Sequence[JobSpec], moment: datetime) -> list[dict[str, Any] | SpecError]:
-    """Each spec as it is stored, or what of it the service cannot carry out.
+@dataclass(frozen=True)
+class Named:
+    """Specs as they are stored, and what they name of the service's: neither is destroyed nor deleted until the
+    transaction ends."""
 
-    What they name is neither destroyed nor deleted until this transaction ends.
-    """
-    resolved = [spec.model_dump(mode="json") for spec in specs]
-    kept = datasets.keep(session, {upload for spec in resolved for upload in references.uploads(spec).values()})
-    named = {model["id"] for spec in resolved for model in references.models(spec).values() if "id" in model}
-    held = models.hold(session, named)
-    answers: list[dict[str, Any] | SpecError] = []
-    for spec, stored in zip(specs, resolved, strict=True):
-        try:
-            storable(spec.reference, "reference")
-            dates.check(spec.received_at, moment)
-            if problems := list(_unknown(session, stored, kept, held)):
-                raise SpecError(problems)
-        except SpecError as error:
-            answers.append(error)
-        else:
-            answers.append(stored)
-    return answers
+    specs: Sequence[JobSpec]
+    resolved: Sequence[dict[str, Any]]
+    datasets: Mapping[str, Dataset]
+    models: Mapping[str, Model]
+
+    @classmethod
+    def hold(cls, session: Session, specs: Sequence[JobSpec]) -> "Named":
+        """Look all of it up, and keep it."""
+        resolved = [spec.model_dump(mode="json") for spec in specs]
+        sets = {upload for spec in resolved for upload in references.uploads(spec).values()}
+        ids = {model["id"] for spec in resolved for model in references.models(spec).values() if "id" in model}
+        return cls(specs, resolved, datasets.keep(session, sets), models.hold(session, ids))
+
+    def check(self, session: Session, moment: datetime) -> list[dict[str, Any] | SpecError]:
+        """Each spec as it is stored, or what of it the service cannot carry out."""
+        answers: list[dict[str, Any] | SpecError] = []
+        for spec, stored in zip(self.specs, self.resolved, strict=True):
+            try:
+                storable(spec.reference, "reference")
+                dates.check(spec.received_at, moment)
+                if problems := list(_unknown(session, stored, self)):
+                    raise SpecError(problems)
+            except SpecError as error:
+                answers.append(error)
+            else:
+                answers.append(stored)
+        return answers
 
 
 def earlier(session: Session, *, principal_id: str, idempotency_key: str | None, body_digest: str) -> Job | None:
@@ -99,27 +112,36 @@ def earlier(session: Session, *, principal_id: str, idempotency_key: str | None,
     query = select(Job).where(Job.principal_id == principal_id, Job.idempotency_key == idempotency_key)
     found = session.scalars(query).one_or_none()
     if found is not None and found.body_digest != body_digest:
-        raise IdempotencyMismatch(
-            f"Idempotency-Key {idempotency_key!r} was used for job {found.id} with another body. "
-            "Use a new key for a new request.",
-            param="Idempotency-Key",
-        )
+        raise _mismatch(found)
     return found
 
 
-def _faster(session: Session, request: Request) -> Entered | LetheError:
-    """The job of somebody with the same Idempotency-Key who has committed by now, or stands before in this turn."""
-    try:
-        found = earlier(
-            session,
-            principal_id=request.principal_id,
-            idempotency_key=request.idempotency_key,
-            body_digest=request.body_digest,
-        )
-    except IdempotencyMismatch as error:
-        return error
-    assert found is not None
-    return found, False
+def _taken(session: Session, requests: Sequence[Request]) -> dict[int, Entered | LetheError]:
+    """By position, what becomes of requests whose Idempotency-Key has made a job already."""
+    answers: dict[int, Entered | LetheError] = {}
+    wanted: dict[tuple[str, str], list[int]] = {}
+    for i, request in enumerate(requests):
+        try:
+            if (key := storable(request.idempotency_key, "Idempotency-Key")) is not None:
+                wanted.setdefault((request.principal_id, key), []).append(i)
+        except SpecError as error:
+            answers[i] = error
+    if not wanted:
+        return answers
+    query = select(Job).where(tuple_(Job.principal_id, Job.idempotency_key).in_(list(wanted)))
+    for job in session.scalars(query, execution_options={"populate_existing": True}):
+        assert job.idempotency_key is not None
+        for i in wanted[job.principal_id, job.idempotency_key]:
+            answers[i] = (job, False) if job.body_digest == requests[i].body_digest else _mismatch(job)
+    return answers
+
+
+def _mismatch(job: Job) -> IdempotencyMismatch:
+    return IdempotencyMismatch(
+        f"Idempotency-Key {job.idempotency_key!r} was used for job {job.id} with another body. "
+        "Use a new key for a new request.",
+        param="Idempotency-Key",
+    )
 
 
 def _row(request: Request, spec: dict[str, Any], warnings: list[str], moment: datetime) -> dict[str, Any]:
@@ -207,17 +229,15 @@ def _entry(row: Mapping[str, Any], moment: datetime) -> dict[str, Any]:
     )
 
 
-def _unknown(
-    session: Session, spec: Mapping[str, Any], kept: Mapping[str, Dataset], held: Mapping[str, Model]
-) -> Iterator[Problem]:
+def _unknown(session: Session, spec: Mapping[str, Any], named: Named) -> Iterator[Problem]:
     for field, model in references.models(spec).items():
-        if "id" in model and model["id"] not in held:
+        if "id" in model and model["id"] not in named.models:
             said = f"There is no model '{model['id']}', or it is deleted. GET /models lists them."
             yield Problem(f"{field}.id", model["id"], said)
         if "alias" in model and (missing := aliases.unknown(session, model["alias"])):
             yield Problem(f"{field}.alias", model["alias"], missing)
     for name, upload in references.uploads(spec).items():
-        found = kept.get(upload)
+        found = named.datasets.get(upload)
         if found is None:
             said = f"There is no data set '{upload}'. GET /datasets lists them."
             yield Problem(f"data.{name}.dataset", upload, said)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, get_args
 
-from sqlalchemy import func, select, tuple_
-from sqlalchemy.orm import Session, aliased, defer
+from sqlalchemy import Select, bindparam, func, select, tuple_
+from sqlalchemy.orm import Session, defer
 
 from api.store import deadlines, entering
 from api.store.errors import NotFound
@@ -55,7 +55,7 @@ def create(
 
 def checked(session: Session, spec: JobSpec, moment: datetime) -> dict[str, Any]:
     """The spec as it is stored. Raises SpecError for what the service cannot carry out, as `create` says."""
-    (found,) = entering.check(session, [spec], moment)
+    (found,) = entering.Named.hold(session, [spec]).check(session, moment)
     if isinstance(found, SpecError):
         raise found
     return found
@@ -132,11 +132,18 @@ def queue_positions(session: Session, queued: Sequence[Job]) -> dict[str, int]:
     """1 for the job that is next; a job that more than `COUNTED` are ahead of is not among them."""
     if not queued:
         return {}
-    mine, other = aliased(Job), aliased(Job)
+    found = session.execute(_AHEAD, {"ids": [job.id for job in queued]})
+    return {row[0]: row[1] + 1 for row in found if row[1] <= COUNTED}
+
+
+def _ahead() -> Select[Any]:
+    mine, other = Job.__table__.alias("mine").c, Job.__table__.alias("other").c
     earlier = tuple_(other.rank, other.due_at, other.id) < tuple_(mine.rank, mine.due_at, mine.id)
     order = (other.rank, other.due_at, other.id)
     # In the order of the index, so that nothing beyond the limit is looked at however long the queue is.
     ahead = select(other.id).where(other.status == "queued", earlier).order_by(*order).limit(COUNTED + 1)
-    count = select(func.count()).select_from(ahead.correlate(mine).subquery()).scalar_subquery()
-    found = session.execute(select(mine.id, count).where(mine.id.in_([job.id for job in queued])))
-    return {job_id: number + 1 for job_id, number in found if number <= COUNTED}
+    count = select(func.count()).select_from(ahead.correlate(mine.id.table).subquery()).scalar_subquery()
+    return select(mine.id, count).where(mine.id.in_(bindparam("ids", expanding=True)))
+
+
+_AHEAD = _ahead()  # asked with every look at a job that waits, so it is put together once

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from sqlalchemy import String, cast, select
+from sqlalchemy import String, bindparam, cast, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -119,12 +119,17 @@ def usable(session: Session, model_id: str) -> Model | None:
 
 def hold(session: Session, model_ids: Iterable[str]) -> dict[str, Model]:
     """Those of the models that are neither deleted nor unknown, by id; they stay so until the transaction ends."""
+    return {model.id: model for model in session.scalars(_HELD, {"ids": list(set(model_ids))}) if not model.deleted_at}
+
+
+_HELD = (
+    select(Model)
+    .where(Model.id.in_(bindparam("ids", expanding=True)))
+    .order_by(Model.id)
     # The lock that a row referring to it takes anyway: of all others only a deletion waits for it.
-    wanted = select(Model).where(Model.id.in_(set(model_ids))).order_by(Model.id)
-    held = session.scalars(
-        wanted.with_for_update(read=True, key_share=True), execution_options={"populate_existing": True}
-    )
-    return {model.id: model for model in held if model.deleted_at is None}
+    .with_for_update(read=True, key_share=True)
+    .execution_options(populate_existing=True)
+)
 
 
 def delete(session: Session, model_id: str, *, actor: str, key_id: str | None = None) -> tuple[Model, list[str]]:
