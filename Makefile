@@ -9,7 +9,7 @@ PINS := pyproject.toml constraints.txt
 # Installers talk on stderr: stdout belongs to the command (make demo ARGS=--json).
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: help demo up test chaos lint types ci clean
+.PHONY: help demo up test chaos fuzz lint types ci clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ test: .venv/.installed-dev ## all tests (ARGS="tests/core -x" for some)
 
 chaos: .venv/.installed-dev ## a long storm of faults over the service (JOBS=240, SEED=a number)
 	@LETHE_CHAOS_JOBS=$(or $(JOBS),240) LETHE_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest tests/chaos/test_storm.py -s $(ARGS)
+
+fuzz: .venv/.installed-dev ## schemathesis over the whole API, longer than make test does (EXAMPLES=100)
+	@LETHE_FUZZ_EXAMPLES=$(or $(EXAMPLES),30) $(BIN)/python -m pytest tests/api/test_fuzz.py $(ARGS)
 
 lint: .venv/.installed-dev ## ruff: rules and format
 	@$(BIN)/python -m ruff check .

@@ -256,7 +256,12 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 def _allowed(request: Request) -> str:
-    """Every method of the path: the router names only those of the first route that fits it."""
+    """Every method of the path: the router names only those of the first route that fits it.
+
+    A path that stands in the description as it is, such as /jobs/validate, is not also one of its neighbours' ids.
+    """
+    if described := request.app.openapi()["paths"].get(request.url.path):
+        return ", ".join(_with_head([method for method in _METHODS if method.lower() in described]))
     found = [
         method
         for method in _METHODS
@@ -264,7 +269,11 @@ def _allowed(request: Request) -> str:
             route.matches({**request.scope, "method": method})[0] == Match.FULL for route in request.app.router.routes
         )
     ]
-    return ", ".join(name for method in found for name in ((method, "HEAD") if method == "GET" else (method,)))
+    return ", ".join(_with_head(found))
+
+
+def _with_head(methods: Sequence[str]) -> list[str]:
+    return [name for method in methods for name in ((method, "HEAD") if method == "GET" else (method,))]
 
 
 def note_database(error: SQLAlchemyError) -> None:
