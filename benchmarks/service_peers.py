@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from benchmarks.clients import Call
-from benchmarks.service_stack import Servers, free_port, process
+from benchmarks.service_stack import Servers, environment_for, free_port, process
 
 _SHOWN = ("mlflow", "prefect", "prefect-redis", "uvicorn", "psycopg2-binary", "asyncpg", "sqlalchemy")
 
@@ -76,6 +76,9 @@ def prefect(venv: Path, on: Servers, workers: int, records: int) -> Iterator[Tar
     command = ["env", "-C", str(home), str(venv / "bin" / "prefect"), "server", "start", "--no-ui", "--no-services"]
     command += ["--port", str(port), "--workers", str(workers)]
     base = f"http://127.0.0.1:{port}/api"
+    # Its processes would all make the tables at once, and the slower ones die of it.
+    tables = [venv / "bin" / "prefect", "server", "database", "upgrade", "-y"]
+    subprocess.run(tables, env=environment_for(own), check=True, capture_output=True)
     with process("Prefect", command, own, home / "log", f"{base}/health"):
         flow = httpx.post(f"{base}/flows/", json={"name": "forget"}, timeout=60).json()["id"]
         body = {"flow_id": flow, "name": "case {n}", "tags": ["gdpr_art_17"], "state": {"type": "PENDING"}}

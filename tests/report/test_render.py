@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 from core.report.render import html
-from core.report.schema import Absent, Report
+from core.report.schema import Absent, EarlierRemoval, Measured, Report
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -56,3 +56,19 @@ def test_nothing_in_a_report_or_a_plot_becomes_part_of_the_page(report: Report) 
     assert re.findall(r"\bsrc=\"([^\"]{0,26})", page) == ["data:image/svg+xml;base64,"]
     assert not re.search(r"https?://", page)
     assert evil in "".join(seen.words)
+
+
+def test_what_earlier_requests_removed_is_shown(report: Report) -> None:
+    measured = {"forget.probability": Measured(value=0.123, rows=9, low=None, high=None)}
+    known = EarlierRemoval(
+        job="job_1", commitment="2" * 64, rows=9, then=measured, now=measured, came_back=True, reasons=["it is back"]
+    )
+    gone = Absent(absent="its data was destroyed")
+    unknown = EarlierRemoval(
+        job="job_2", commitment="3" * 64, rows=9, then=measured, now=gone, came_back=gone, reasons=[]
+    )
+    text = " ".join(Text(html(report.model_copy(update={"earlier": [known, unknown]}))).words)
+    for told in ("job_1", "yes", "it is back", "0.123", "job_2", "its data was destroyed"):
+        assert told in text
+    none = " ".join(Text(html(report.model_copy(update={"earlier": []}))).words)
+    assert "Nothing was removed" in none

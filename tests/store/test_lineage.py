@@ -190,10 +190,11 @@ def test_a_blob_is_not_deleted_while_a_job_that_has_the_same_file_is_ending(
             artifacts.delete_plain(session, blobs, [blob.digest])
 
     with database.transaction() as ending:
+        job = jobs.get(ending, job_id)  # as in a job's end, which holds the job: on SQLite that is the lock
         artifacts.keep_plain(ending)
         deleting = threading.Thread(target=delete)
         deleting.start()
-        artifacts.add(ending, jobs.get(ending, job_id), "model", [StoredFile("model/config.json", blob.digest, 2)])
+        artifacts.add(ending, job, "model", [StoredFile("model/config.json", blob.digest, 2)])
         deleting.join(0.3)
         assert deleting.is_alive()
         assert blobs.holds(blob.digest)
