@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from api import job_schemas
 from api.store import datasets, duplicates, jobs, models, runs
 from api.store.session import now
+from api.store.tables import ApiKey
 from core.spec.cost import work
 from core.spec.job import JobSpec
 from core.spec.sources import JsonLines, Source, Upload
@@ -15,9 +16,9 @@ from core.spec.sources import JsonLines, Source, Upload
 _MOST_READ = 256 << 20  # bytes of a file whose lines are counted while a caller waits
 
 
-def preview(session: Session, spec: JobSpec) -> job_schemas.Validation:
+def preview(session: Session, spec: JobSpec, caller: ApiKey) -> job_schemas.Validation:
     """Raises SpecError as creating the job would."""
-    resolved = jobs.checked(session, spec, now(session))
+    resolved = jobs.checked(session, spec, now(session), caller.principal_id, caller.id)
     rows = {name: _rows(session, source) for name, source in spec.data.sources().items()}
     return job_schemas.Validation(
         spec=resolved,

@@ -88,13 +88,13 @@ async def submit(
 
 
 @router.post("/validate", openapi_extra={"requestBody": JOB_BODY})
-def validate(service: Parts, _: Writer, body: Annotated[Any, Depends(json_body)]) -> job_schemas.Validation:
+def validate(service: Parts, caller: Writer, body: Annotated[Any, Depends(json_body)]) -> job_schemas.Validation:
     """What the same body would be as a job, how many records it would use, and what it may cost. Nothing is written;
     what POST /jobs would refuse is refused here alike."""
     spec = admit(parse(body), service.settings.data_roots)
     # Nothing is written, but what is named is held until all of it has been looked at, as when a job is made.
     with service.database.transaction() as session:
-        return preview(session, spec)
+        return preview(session, spec, caller)
 
 
 @router.get("")

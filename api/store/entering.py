@@ -12,7 +12,7 @@ from typing import Any, cast
 from sqlalchemy import insert, select, tuple_
 from sqlalchemy.orm import Session
 
-from api.store import aliases, audit, batches, datasets, duplicates, models, outbox, references
+from api.store import aliases, audit, batches, datasets, duplicates, keys, models, outbox, references
 from api.store import due as dates
 from api.store.columns import INSERT
 from api.store.errors import IdempotencyMismatch
@@ -20,7 +20,7 @@ from api.store.ids import new_id
 from api.store.lookup import storable
 from api.store.records import AuditEntry, Event
 from api.store.session import now
-from api.store.tables import Dataset, Job, JobDataset, Model
+from api.store.tables import ApiKey, Dataset, Job, JobDataset, Model
 from api.store.turn import PRIORITIES
 from core.errors import LetheError, Problem, SpecError
 from core.spec.job import JobSpec
@@ -55,6 +55,8 @@ def enter(session: Session, requests: Sequence[Request]) -> list[Entered | Lethe
     fresh = [i for i in range(len(requests)) if i not in before]
     named = Named.hold(session, [requests[i].spec for i in fresh])
     checked = dict(zip(fresh, named.check(session, moment), strict=True))
+    for i, stored in zip(fresh, named.resolved, strict=True):
+        checked[i] = named.foreign(session, stored, requests[i].principal_id, requests[i].key_id) or checked[i]
     good = {i: spec for i, spec in checked.items() if not isinstance(spec, LetheError)}
     warned = duplicates.warnings(session, list(good.values()))
     rows = {i: _row(requests[i], good[i], said, moment) for i, said in zip(good, warned, strict=True)}
@@ -100,6 +102,17 @@ class Named:
             else:
                 answers.append(stored)
         return answers
+
+    def foreign(self, session: Session, stored: Mapping[str, Any], principal_id: str, key_id: str) -> SpecError | None:
+        """What is said of sets of other principals, which only a key that sees everybody's may name: that there are
+        none."""
+        uploads = references.uploads(stored)
+        held = {name: self.datasets.get(upload) for name, upload in uploads.items()}
+        others = [name for name, found in held.items() if found and found.principal_id != principal_id]
+        # The key is looked at only where it matters: nearly every request names sets of its own.
+        if not others or keys.may(session.get_one(ApiKey, key_id), "jobs:read"):
+            return None
+        return SpecError([_no_set(name, uploads[name]) for name in others])
 
 
 def earlier(session: Session, *, principal_id: str, idempotency_key: str | None, body_digest: str) -> Job | None:
@@ -239,8 +252,12 @@ def _unknown(session: Session, spec: Mapping[str, Any], named: Named) -> Iterato
     for name, upload in references.uploads(spec).items():
         found = named.datasets.get(upload)
         if found is None:
-            said = f"There is no data set '{upload}'. GET /datasets lists them."
-            yield Problem(f"data.{name}.dataset", upload, said)
+            yield _no_set(name, upload)
         elif found.destroyed_at is not None:
             said = f"The data set '{upload}' was destroyed. Upload its records again."
             yield Problem(f"data.{name}.dataset", upload, said)
+
+
+def _no_set(name: str, upload: str) -> Problem:
+    said = f"There is no data set '{upload}'. GET /datasets lists them."
+    return Problem(f"data.{name}.dataset", upload, said)

@@ -53,9 +53,11 @@ def create(
     return session.get_one(Job, job.id), created
 
 
-def checked(session: Session, spec: JobSpec, moment: datetime) -> dict[str, Any]:
+def checked(session: Session, spec: JobSpec, moment: datetime, principal_id: str, key_id: str) -> dict[str, Any]:
     """The spec as it is stored. Raises SpecError for what the service cannot carry out, as `create` says."""
-    (found,) = entering.Named.hold(session, [spec]).check(session, moment)
+    named = entering.Named.hold(session, [spec])
+    (found,) = named.check(session, moment)
+    found = named.foreign(session, named.resolved[0], principal_id, key_id) or found
     if isinstance(found, SpecError):
         raise found
     return found

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from api.store import audit, entering, events, jobs
+from api.store import audit, entering, events, jobs, keys
 from api.store.entering import Request
 from api.store.errors import IdempotencyMismatch
 from api.store.session import Database
@@ -67,3 +67,19 @@ def test_what_is_told_of_a_new_job_is_what_is_stored(
         stored = jobs.get(session, entered[0].id)
         for column in Job.__table__.columns:
             assert getattr(entered[0], column.name) == getattr(stored, column.name), column.name
+
+
+def test_anothers_set_is_as_absent_as_one_that_never_was(database: Database, model: Model, dataset: Dataset) -> None:
+    with database.transaction() as session:
+        blind, _ = keys.create(session, bytes(32), name="ben", actor="cli", scopes=["jobs:write"])
+        sees, _ = keys.create(session, bytes(32), name="cleo", actor="cli", scopes=["jobs:read", "jobs:write"])
+        asked = [
+            request(blind, model.id, dataset.id),
+            request(blind, model.id, "ds_00000000"),
+            request(sees, model.id, dataset.id),
+        ]
+        foreign, absent, allowed = entering.enter(session, asked)
+    assert isinstance(foreign, SpecError)
+    assert isinstance(absent, SpecError)
+    assert str(foreign).replace(dataset.id, "ds_00000000") == str(absent)
+    assert not isinstance(allowed, Exception)
