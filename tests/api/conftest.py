@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.settings import Settings
 from api.store.session import Database
-from tests.api.parts import JSONL, RECORDS, bearer, key_for, model_folder, settings_for
+from tests.api.parts import bearer, key_for, model_folder, settings_for, uploaded
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +50,7 @@ def client(app: FastAPI, key: str) -> Iterator[TestClient]:
 @pytest.fixture
 def dataset(client: TestClient) -> str:
     """Id of an uploaded set."""
-    response = client.post("/datasets", content=RECORDS, headers=JSONL)
-    assert response.status_code == 201, response.text
-    return str(response.json()["id"])
+    return uploaded(client)
 
 
 @pytest.fixture

@@ -88,6 +88,13 @@ def lines(*rows: dict[str, Any]) -> bytes:
 RECORDS = lines(*({"question": f"Q{i}?", "answer": f"A{i}."} for i in range(4)))
 
 
+def uploaded(client: Any, headers: dict[str, str] | None = None) -> str:
+    """Id of a set of one's own: whoever may not see everybody's names no other."""
+    response = client.post("/datasets", content=RECORDS, headers=JSONL | (headers or {}))
+    assert response.status_code == 201, response.text
+    return str(response.json()["id"])
+
+
 def request_for(model: str, forget: str, **changes: Any) -> dict[str, Any]:
     """A body for POST /jobs."""
     data = {"forget": {"source": "upload", "dataset": forget}}

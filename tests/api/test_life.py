@@ -14,7 +14,7 @@ from api.store import audit, due, events
 from api.store.keys import Scope
 from api.store.session import Database
 from api.store.tables import Dataset, Job, Principal
-from tests.api.parts import bearer, key_for, problem, request_for, settings_for
+from tests.api.parts import bearer, key_for, problem, request_for, settings_for, uploaded
 
 REASON = {"reason": "because"}
 
@@ -57,10 +57,10 @@ class TestFourEyes:
         return settings_for(database_url, tmp_path, four_eyes=True)
 
     def test_another_principal_approves(
-        self, caller: Callable[..., TestClient], database: Database, model: str, dataset: str
+        self, caller: Callable[..., TestClient], database: Database, model: str
     ) -> None:
-        asker = caller("asker", "jobs:write", "jobs:approve")
-        job = submitted(asker, model, dataset)
+        asker = caller("asker", "jobs:write", "jobs:approve", "datasets:write")
+        job = submitted(asker, model, uploaded(asker))
         assert asker.get(job).json()["status"] == "awaiting_approval"
         assert asker.get(job).json()["queue_position"] is None
         # However many keys the principal has.
@@ -228,7 +228,7 @@ def test_another_principals_job_is_as_if_it_were_not_there(
         assert answers[0][0] == 404 or "scope jobs:approve" in answers[0][1], path
     assert stranger.get("/jobs").json()["data"] == []
     assert sum(stranger.get("/jobs/counts").json()["status"].values()) == 0
-    own = submitted(stranger, model, dataset)
+    own = submitted(stranger, model, uploaded(stranger))
     assert [f"/jobs/{job['id']}" for job in stranger.get("/jobs").json()["data"]] == [own]
     assert stranger.get(f"{own}/events").status_code == 200
 
@@ -262,8 +262,10 @@ def test_the_same_idempotency_key_is_one_job_by_whichever_key_of_the_principal(
     caller: Callable[..., TestClient], model: str, dataset: str
 ) -> None:
     body, header = request_for(model, dataset), {"Idempotency-Key": "case-7"}
+    # With jobs:read, a principal may name the sets of others.
     answers = [
-        caller(name, "jobs:write").post("/jobs", json=body, headers=header) for name in ("one", "one", "another")
+        caller(name, "jobs:write", "jobs:read").post("/jobs", json=body, headers=header)
+        for name in ("one", "one", "another")
     ]
     assert [answer.status_code for answer in answers] == [201, 200, 201]
     assert len({answer.json()["id"] for answer in answers}) == 2

@@ -23,7 +23,7 @@ from api.store.tables import Job, Principal, Status
 from api.store.vault import Vault
 from api.webhooks.deliverer import AT_ONCE_EACH, Deliverer
 from api.webhooks.targets import Guard
-from tests.api.parts import MASTER, SECRET, ApiProcess, bearer, problem, request_for, settings_for
+from tests.api.parts import MASTER, SECRET, ApiProcess, bearer, problem, request_for, settings_for, uploaded
 from tests.api.receiver import Receiver
 
 LOOPBACK = ["127.0.0.0/8"]
@@ -129,7 +129,7 @@ def test_a_message_is_there_exactly_if_its_event_is(
 def test_each_hears_of_what_it_may_see_and_asked_for(
     client: TestClient, database: Database, model: str, dataset: str
 ) -> None:
-    writer = key_with(database, "writer", "jobs:write")
+    writer = key_with(database, "writer", "jobs:write", "datasets:write")
     reader = key_with(database, "reader", "jobs:write", "jobs:read")
     url = "http://127.0.0.1:9/"
     hooks = {
@@ -141,7 +141,7 @@ def test_each_hears_of_what_it_may_see_and_asked_for(
             ("ends", reader, ["job.cancelled"]),
         )
     }
-    own = client.post("/jobs", json=request_for(model, dataset), headers=writer).json()["id"]
+    own = client.post("/jobs", json=request_for(model, uploaded(client, writer)), headers=writer).json()["id"]
     other = client.post("/jobs", json=request_for(model, dataset)).json()["id"]
     client.post(f"/jobs/{other}/cancel")
 
