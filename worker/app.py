@@ -7,7 +7,7 @@ lease's work. A message carries a job's id and nothing else, and says only that 
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, worker_init, worker_shutdown, worker_shutting_down
+from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
 from api.store import coredumps, logs
 from api.store.errors import InvalidSetting
@@ -18,6 +18,8 @@ from worker.shift import Shift
 
 QUEUE = "lethe"
 TASK = "lethe.run"
+# A worker all of whose slots are busy asks the broker for nothing, and nothing wakes its loop when one is free.
+_LOOKS_EVERY = 0.05
 
 try:
     settings = load(WorkerSettings)
@@ -38,6 +40,7 @@ app.conf.update(
     broker_connection_max_retries=None,
 )
 _shift: list[Shift] = []
+_noticing = False
 
 
 @setup_logging.connect
@@ -54,6 +57,15 @@ def _begin(sender: Any = None, **_: Any) -> None:
         end(error)
     _shift.append(shift)
     shift.begin()
+
+
+@worker_ready.connect
+def _notice_free_slots(sender: Any = None, **_: Any) -> None:
+    """Celery's own loop wakes once a second, and a job that comes meanwhile would wait for that."""
+    global _noticing
+    if sender.hub is not None and not _noticing:  # It is ready anew whenever the broker came back.
+        _noticing = True
+        sender.hub.call_repeatedly(_LOOKS_EVERY, lambda: None)
 
 
 @worker_shutting_down.connect

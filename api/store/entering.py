@@ -9,7 +9,7 @@ from datetime import datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
-from sqlalchemy import insert, select, tuple_
+from sqlalchemy import Table, insert, select, tuple_
 from sqlalchemy.orm import Session
 
 from api.store import aliases, audit, batches, datasets, duplicates, keys, models, outbox, references
@@ -200,7 +200,15 @@ def _insert(session: Session, rows: Sequence[Mapping[str, Any]]) -> set[str]:
     if not rows:
         return set()
     entered = INSERT[session.get_bind().dialect.name](Job.__table__).on_conflict_do_nothing()
-    return set(session.connection().execute(entered.returning(Job.__table__.c.id), list(rows)).scalars())
+    ids = {row["id"] for row in rows}
+    # Nearly always all of them are; asking the statement itself which ones would make it one long text to be parsed.
+    if session.connection().execute(entered, list(rows)).rowcount == len(rows):
+        return ids
+    return set(session.scalars(select(Job.id).where(Job.id.in_(ids))))
+
+
+# On the tables themselves: objects would be made of rows that nobody looks at.
+_LINK, _TELL, _NOTE = (insert(cast(Table, kind.__table__)) for kind in (JobDataset, Event, AuditEntry))
 
 
 def _follow(session: Session, rows: Sequence[Mapping[str, Any]], moment: datetime) -> None:
@@ -213,16 +221,16 @@ def _follow(session: Session, rows: Sequence[Mapping[str, Any]], moment: datetim
         for role, upload in references.uploads(row["spec"]).items()
     ]
     if links:
-        session.execute(insert(JobDataset), links)
+        session.execute(_LINK, links)
     told = {"from": None}
     session.execute(
-        insert(Event),
+        _TELL,
         [
             {"job_id": row["id"], "attempt": 0, "kind": "status", "data": told | {"to": row["status"]}, "at": moment}
             for row in rows
         ],
     )
-    session.execute(insert(AuditEntry), [_entry(row, moment) for row in rows])
+    session.execute(_NOTE, [_entry(row, moment) for row in rows])
     heard = {(row["status"], row["principal_id"]) for row in rows}
     heard = {pair for pair in heard if outbox.listening(session, f"job.{pair[0]}", pair[1])}
     for row in rows:

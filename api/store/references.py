@@ -23,5 +23,8 @@ def models(spec: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
 
 def uploads(spec: Mapping[str, Any]) -> dict[str, str]:
     """Name of a set to the id of the upload that it is."""
-    sets = {name: value for name, value in spec["data"].items() if isinstance(value, Mapping)}
-    return {name: source["dataset"] for name, source in sets.items() if source.get("source") == "upload"}
+    return {
+        name: source["dataset"]
+        for name, source in spec["data"].items()
+        if isinstance(source, dict) and source.get("source") == "upload"
+    }

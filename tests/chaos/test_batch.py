@@ -83,7 +83,9 @@ def test_whoever_leaves_in_mid_run_is_not_forgotten_with_the_others(cluster: Clu
     left = [job_id for job_id in made if job_id != gone]
     assert all(cluster.succeeded(job_id) for job_id in left)
     for job_id in left:
-        again = cluster.attempts(job_id)[-1]
+        first, again = cluster.attempts(job_id)
         assert (again.number, again.resumed_from) == (2, None), "the checkpoint knew the data of who left"
-        assert (cluster.job(job_id).counted, cluster.job(job_id).led_by) == (0, cluster.job(left[0]).led_by)
+        # A machine that is too busy to renew a lease makes it count; nothing else may.
+        assert cluster.job(job_id).counted == (first.reason or "").endswith("ran out"), first.reason
+        assert cluster.job(job_id).led_by == cluster.job(left[0]).led_by
     assert (cluster.job(gone).led_by, cluster.files(gone)) == (None, {})
