@@ -14,6 +14,7 @@ from core.spec.evaluation import Beside, Evaluation, LmEval
 from core.spec.job import JobSpec
 from core.spec.layouts import listing, shards
 from core.spec.methods import Method
+from core.spec.models import LocalModel
 from core.spec.sources import SAME_SET, JsonLines, Published, Source, Upload, same_set
 
 _REGISTERED = 'The service runs registered models only: POST /models, then give {"id": "mdl_..."}.'
@@ -48,9 +49,10 @@ def names_paths(spec: JobSpec) -> bool:
     """Whether there is something to be looked up before the spec can be admitted, or to be refused."""
     evaluation = spec.evaluation
     beside = (evaluation.retrained, evaluation.embedder, evaluation.classifier, evaluation.lm_eval)
+    models = (spec.model, getattr(spec.method, "base", None), evaluation.reference)
     return (
         any(not isinstance(source, Upload) for source in spec.data.sources().values())
-        or any("path" in model for model in references.models(spec.model_dump(mode="json")).values())
+        or any(isinstance(model, LocalModel) for model in models)
         or getattr(spec.method, "refusals_file", None) is not None
         or any(part is not None for part in beside)
     )

@@ -128,10 +128,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app, service.refusals.note)
     app.mount(docs.STATIC, docs.assets())
     openapi.install(app)
-    for router in OPEN:
-        app.include_router(router)
+    # In the order in which they are looked through for each request: those that are asked most come first.
     for router in GUARDED:
         app.include_router(router, dependencies=[Depends(authenticated)])
+    for router in OPEN:
+        app.include_router(router)
     return app
 
 

@@ -8,6 +8,7 @@ import anyio
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from api.deps import service_of
 from api.errors import BadJson, TooLarge, UnsupportedType, UploadStalled
@@ -19,17 +20,20 @@ M = TypeVar("M", bound=BaseModel)
 async def arriving(request: Request) -> AsyncIterator[bytes]:
     """The body's pieces, none of them empty. Raises UploadStalled where one, or all of them, take too long."""
     settings = service_of(request).settings
-    pieces = aiter(request.stream())
     deadline = anyio.current_time() + settings.upload_seconds
-    piece: bytes | None = b""
-    while piece is not None:
+    more = True
+    while more:
         with anyio.move_on_after(min(settings.upload_idle, deadline - anyio.current_time())) as wait:
-            piece = await anext(pieces, None)
+            message = await request.receive()
         if anyio.current_time() >= deadline:
             raise UploadStalled(f"The body took more than {settings.upload_seconds:g} seconds; nothing was stored.")
         if wait.cancelled_caught:
             raise UploadStalled(f"Nothing came for {settings.upload_idle:g} seconds; nothing was stored.")
-        if piece:
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        # Starlette's own stream asks once more than there are pieces, and each wait has its price.
+        more = message.get("more_body", False)
+        if piece := message.get("body"):
             yield piece
 
 

@@ -69,9 +69,10 @@ Parts = Annotated[Service, Depends(_parts)]
 
 
 async def authenticated(
-    request: Request, service: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> ApiKey:
     """The caller's key, and one more call counted for it. Raises Unauthorized and TooMany."""
+    service = service_of(request)
     if credentials is None:
         raise Unauthorized("An API key is needed. Send it as: Authorization: Bearer lethe_...", param="Authorization")
     text = credentials.credentials
@@ -92,13 +93,21 @@ async def authenticated(
     return key
 
 
-Caller = Annotated[ApiKey, Depends(authenticated)]
+async def caller_of(request: Request) -> ApiKey:
+    """The key that `authenticated` has found, which comes first on every guarded route; without it nothing is done."""
+    key: ApiKey = request.scope[CALLER]
+    return key
 
 
-def requires(scope: Scope) -> Callable[[ApiKey], Awaitable[ApiKey]]:
+# Not by way of `authenticated`: FastAPI would walk down all that it depends on once more for each that asks.
+Caller = Annotated[ApiKey, Depends(caller_of)]
+
+
+def requires(scope: Scope) -> Callable[[Request], Awaitable[ApiKey]]:
     """A dependency: the caller's key, which must have the scope. Raises Forbidden."""
 
-    async def allowed(caller: Caller) -> ApiKey:
+    async def allowed(request: Request) -> ApiKey:
+        caller = await caller_of(request)
         if not keys.may(caller, scope):
             held = ", ".join(caller.scopes) or "none"
             said = f"This call needs the scope {scope}; this key has: {held}."

@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from contextlib import nullcontext
 
 import structlog
 from anyio import CancelScope
@@ -62,7 +63,7 @@ class Surround:
                 present = {key.lower() for key, _ in given}
                 # A route's own header goes before ours.
                 message["headers"] = given + [pair for pair in (*_HEADERS, *own) if pair[0] not in present]
-            elif head:
+            elif unread is not None:
                 await send({"type": "http.response.body"})
                 unread.cancel()  # A body may be long, or a stream without an end.
                 return
@@ -70,9 +71,9 @@ class Surround:
 
         with structlog.contextvars.bound_contextvars(request_id=name):
             began = time.perf_counter()
-            unread = CancelScope()
+            unread = CancelScope() if head else None
             try:
-                with unread:
+                with unread or nullcontext():
                     await self.app(inner, receive, answer)
             except ClientDisconnect:
                 pass  # Nobody is left to be answered.

@@ -6,10 +6,10 @@ Jobs that are not seen are answered as if they were not there; what is seen and 
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
-from api.deps import Caller
+from api.deps import caller_of
 from api.errors import Forbidden
 from api.store import jobs, keys
 from api.store.keys import Scope
@@ -35,9 +35,9 @@ class Sight:
         return jobs.get(session, job_id, only=self.only)
 
 
-async def sight_of(caller: Caller) -> Sight:
+async def sight_of(request: Request) -> Sight:
     """The caller's sight."""
-    return Sight(caller)
+    return Sight(await caller_of(request))
 
 
 Seen = Annotated[Sight, Depends(sight_of)]

@@ -18,7 +18,8 @@ async def _allowed(
     request: Request, service: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> None:
     if not service.settings.metrics_open:
-        await _READER(await authenticated(request, service, credentials))
+        await authenticated(request, credentials)
+        await _READER(request)
 
 
 @router.get("/metrics", response_class=Response, responses=_TEXT, dependencies=[Depends(_allowed)])

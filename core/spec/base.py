@@ -66,12 +66,16 @@ class Spec(BaseModel):
 
     citation: ClassVar[str] = ""
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # Pydantic copies a default into every request that leaves it out; of what never changes one is enough.
+        return self
+
     @model_validator(mode="wrap")
     @classmethod
     def _known_fields_only(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        unknown = [key for key in data if key not in cls.model_fields] if isinstance(data, dict) else []
-        if not unknown:
+        if not isinstance(data, dict) or data.keys() <= cls.__pydantic_fields__.keys():
             return handler(data)
+        unknown = [key for key in data if key not in cls.model_fields]
         faults = [_unknown(str(key), data[key], cls.model_fields) for key in unknown[:_MOST_UNKNOWN]]
         try:
             handler({key: value for key, value in data.items() if key in cls.model_fields})
