@@ -5,6 +5,7 @@ SQL is the truth. A ring that is lost costs time, not a job: the workers' sweep 
 
 import queue
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +22,10 @@ TASK = "lethe.run"
 SCHEMES = ("redis://", "rediss://", "redis+socket://")
 # More than any broker that is well leaves waiting.
 _MOST_UNRUNG = 10_000
+# With so many rings that no worker has answered yet, each that becomes free finds one; more would tell nobody more.
+ENOUGH_UNREAD = 500
+_ENOUGH_FOR = 0.05  # seconds: far less than workers take to read so many
+_COUNTED_EVERY = 50  # rings
 
 
 class Queue:
@@ -93,8 +98,16 @@ class Queue:
         self._app.close()
 
     def _ring_all(self) -> None:
+        until_counted, enough_until = _COUNTED_EVERY, 0.0
         while (job_id := self._unrung.get()) is not None:
+            if time.monotonic() < enough_until:
+                continue
             if self.ring(job_id):
+                until_counted -= 1
+                if until_counted <= 0:
+                    until_counted = _COUNTED_EVERY
+                    if self._unread() >= ENOUGH_UNREAD:
+                        until_counted, enough_until = 1, time.monotonic() + _ENOUGH_FOR
                 continue
             # Whoever waited behind it would wait for the same broker; the sweep rings for all of them.
             with suppress(queue.Empty):
@@ -106,6 +119,13 @@ class Queue:
         if self._producer is None:
             self._producer = self._app.amqp.Producer(self._app.connection_for_write(), auto_declare=False)
         self._app.send_task(TASK, (job_id,), retry=False, producer=self._producer)
+
+    def _unread(self) -> int:
+        """How many rings wait for a worker, as far as the broker tells."""
+        with self._lock, suppress(Exception):
+            if self._producer is not None:
+                return int(self._producer.channel.queue_declare(QUEUE, passive=True).message_count)
+        return 0
 
     def _hang_up(self) -> None:
         if self._producer is not None:

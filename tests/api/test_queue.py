@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.queue import Queue
+from api.queue import ENOUGH_UNREAD, QUEUE, Queue
 from api.store import sweep
 from api.store.session import open_database
 from tests.api.parts import JSONL, RECORDS, bearer, key_for, model_folder, request_for, settings_for
@@ -66,6 +66,29 @@ def test_the_queue_gets_the_id_once_and_nothing_else(sqlite_url: str, tmp_path: 
     with database.transaction() as session:
         assert silent.json()["id"] in sweep.waiting(session, older_than=0)
     database.close()
+
+
+def test_a_backlog_that_nobody_reads_is_rung_for_no_further(own_redis: RedisServer) -> None:
+    """Until somebody reads: then the next ring is written again."""
+    queue = Queue(own_redis.broker_url, timeout=5)
+    jobs = 3 * ENOUGH_UNREAD
+
+    def ring_all() -> int:
+        for number in range(jobs):
+            queue.ring_soon(f"job_{number}")
+        queue.ring_soon("the last one")
+        with own_redis.client() as client:
+            before, now = -1, 0
+            while before != now:
+                time.sleep(0.3)
+                before, now = now, int(client.llen(QUEUE))
+            return now
+
+    assert ENOUGH_UNREAD <= ring_all() < ENOUGH_UNREAD + 200
+    with own_redis.client() as client:
+        client.delete(QUEUE)
+    assert ENOUGH_UNREAD <= ring_all() < ENOUGH_UNREAD + 200
+    queue.close()
 
 
 def test_a_broker_in_trouble_is_given_up_quickly(own_redis: RedisServer) -> None:
