@@ -23,7 +23,7 @@ from api.store.session import now
 from api.store.tables import ApiKey, Dataset, Job, JobDataset, Model
 from api.store.turn import PRIORITIES
 from core.errors import LetheError, Problem, SpecError
-from core.spec.job import JobSpec
+from core.spec.job import JobSpec, digest_of
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _row(request: Request, spec: dict[str, Any], warnings: list[str], moment: da
         "retain_id": uploads.get("retain"),
         "batch": batches.in_common(spec),
         "spec": spec,
-        "spec_digest": request.spec.digest(),
+        "spec_digest": digest_of(spec),
         "reason": request.spec.reason,
         "reference": request.spec.reference,
         "rank": PRIORITIES.index(request.spec.priority),
