@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from api.store import attempts, endings, lineage, runs
+from api.store import aliases, attempts, endings, lineage, runs
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
 from api.store.errors import BlobDamaged, BlobMissing
@@ -169,9 +169,10 @@ def _succeed(bench: Bench, claim: Claim, relay: Relay, loose: list[str]) -> None
     def finish(session: Session) -> list[str]:
         if spent is not None:
             runs.note(session, claim.job_id, spent)
-        # One model for all that share the run: an alias moves on to it where every one of them has passed.
+        # One model for all that share the run: an alias moves on to it once, where every one of them has passed.
         passed = all(each.passed for each in left)
-        return [blob for each in left for blob in each.finish(session, promotes=passed and each.claim is claim)]
+        mover = aliases.mover(session, list(told)) or claim.job_id
+        return [blob for each in left for blob in each.finish(session, passed and each.claim.job_id == mover)]
 
     relay.meanwhile(store)
     unused = _settle(bench, finish)

@@ -9,11 +9,11 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api.store import audit, events, models
+from api.store import audit, events, keys, models
 from api.store.errors import Conflict, NotFound, NotPassed
 from api.store.lookup import storable
 from api.store.session import now
-from api.store.tables import Alias, Job, Model, Promotion
+from api.store.tables import Alias, ApiKey, Job, Model, Promotion
 from core.errors import Problem, SpecError
 
 _SHOWN = 100  # promotions of an alias, and aliases in a message
@@ -105,20 +105,34 @@ def roll_back(session: Session, name: str, *, reason: str, actor: str, key_id: s
     return alias
 
 
-def move_on(session: Session, job: Job, made: Model, *, actor: str) -> None:
-    """Let the alias that the job names stand for what the job has made, unless somebody moved it meanwhile.
+def mover(session: Session, job_ids: Sequence[str]) -> str | None:
+    """The first of the jobs that was asked for with a key that may promote; a key's scopes never change."""
+    asked = select(Job.id, ApiKey).join(ApiKey, ApiKey.id == Job.key_id).where(Job.id.in_(job_ids))
+    may = {job_id for job_id, key in session.execute(asked) if keys.may(key, "models:write")}
+    return next((job_id for job_id in job_ids if job_id in may), None)
 
-    The caller holds the job's lock. Either way the job's history tells of it.
+
+def move_on(session: Session, job: Job, made: Model, *, actor: str) -> None:
+    """Let the alias that the job names stand for what the job has made, unless somebody moved it meanwhile, or the key
+    that asked for the job may not move it.
+
+    The caller holds the job's lock. Either way the job's history and the audit log tell of it.
     """
     assert job.alias is not None
     alias = get(session, job.alias, lock=True)
-    told = {"alias": alias.name, "model": made.id}
+    told, facts = {"alias": alias.name, "model": made.id}, {"model": made.id, "job": job.id}
+    why = None
     if alias.model_id != job.model_id:
-        events.append(session, job, "not_promoted", {**told, "stands_for": alias.model_id})
+        why = "it was moved while the job ran"
+    elif mover(session, [job.id]) is None:
+        why = "the key that asked for the job lacks the scope models:write"
+    if why is not None:
+        more = {"stands_for": alias.model_id, "reason": why}
+        events.append(session, job, "not_promoted", told | more)
+        audit.append(session, actor=actor, action="alias.not_promoted", subject=alias.name, facts=facts | more)
         return
     _change(session, alias, made.id, before=alias.model_id, actor=f"job:{job.id}", reason="verdict passed")
     events.append(session, job, "promoted", told)
-    facts = {"model": made.id, "job": job.id}
     audit.append(session, actor=actor, action="alias.promoted", subject=alias.name, facts=facts)
 
 

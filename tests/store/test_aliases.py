@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from api.store import aliases, attempts, audit, checkpoints, events, jobs, models, turn
+from api.store import aliases, attempts, audit, checkpoints, events, jobs, keys, models, turn
 from api.store.attempts import Claim
 from api.store.errors import Conflict, NotFound, NotPassed
 from api.store.session import Database
 from api.store.tables import ApiKey, Dataset, Model
 from core.errors import SpecError
 from tests.parallel import at_once
-from tests.store.conftest import spec_for, stored
+from tests.store.conftest import SECRET, spec_for, stored
 from tests.store.test_lineage import finish, forget  # noqa: F401 -- a fixture
 from tests.vault import VAULT
 
@@ -185,7 +185,38 @@ def test_an_alias_that_was_moved_meanwhile_stays_where_it_was_put(
         made = models.of_job(session, job_id)
         assert made is not None
         told = {event.kind: event.data for event in events.since(session, job_id)}
-    assert told["not_promoted"] == {"alias": "production", "model": made.id, "stands_for": other.id}
+        logged = audit.about(session, "production")[-1]
+    why = {"stands_for": other.id, "reason": "it was moved while the job ran"}
+    assert told["not_promoted"] == {"alias": "production", "model": made.id} | why
+    assert (logged.action, logged.facts) == ("alias.not_promoted", {"model": made.id, "job": job_id} | why)
+
+
+def test_a_job_moves_an_alias_only_where_its_key_could(database: Database, production: Model, dataset: Dataset) -> None:
+    with database.transaction() as session:
+        weak, strong = (
+            keys.create(session, SECRET, name="ben", principal="tests", actor="t", scopes=["jobs:write", *more])[0].id
+            for more in ([], ["models:write"])
+        )
+        made = {key: jobs.create(session, spec_for(ON, dataset.id), key_id=key)[0].id for key in (weak, strong)}
+        assert aliases.mover(session, [made[weak], made[strong]]) == made[strong]
+        assert aliases.mover(session, [made[weak]]) is None
+    claim = take_next(database)
+    assert claim is not None
+    finish(database, claim, "a")
+    with database.reading() as session:
+        told = {event.kind: event.data for event in events.since(session, made[weak])}
+        logged = audit.about(session, "production")[-1]
+    assert stands_for(database) == production.id
+    assert told["not_promoted"]["reason"] == "the key that asked for the job lacks the scope models:write"
+    assert (logged.action, logged.facts["job"]) == ("alias.not_promoted", made[weak])
+    claim = take_next(database)
+    assert claim is not None
+    finish(database, claim, "b")
+    with database.transaction() as session:
+        assert stands_for(database) == getattr(models.of_job(session, made[strong]), "id", None)
+        left = models.of_job(session, made[weak])
+        assert left is not None
+        aliases.promote(session, "production", left.id, reason="looked at", actor="prn_a")
 
 
 def test_a_checkpoint_is_gone_on_from_only_on_the_same_model(
