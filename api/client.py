@@ -110,11 +110,11 @@ class Client:
             raise ServiceError(f"The job {job} {ended['status']}: {error.get('message', 'no reason was given')}")
         return ended
 
-    def download(self, job: str, folder: Path) -> Path:
-        """Every artifact of the job under its own name below `folder`, which is returned; those that are kept sealed
-        are not given out. Raises ServiceError."""
+    def download(self, job: str, folder: Path, kind: str | None = None) -> Path:
+        """Every artifact of the job, or of this kind, under its own name below `folder`, which is returned; those that
+        are kept sealed are not given out. Raises ServiceError."""
         for artifact in self.get(f"/jobs/{job}/artifacts")["data"]:
-            if artifact["sealed"]:
+            if artifact["sealed"] or kind not in (None, artifact["kind"]):
                 continue
             target = folder / artifact["name"]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +170,9 @@ def _said(response: httpx.Response) -> str:
     """What the service says is wrong: status, sentence, and the id by which the log is searched."""
     try:
         problem = response.json()
-        return f"{problem['detail']} ({response.status_code} {problem['code']}, {problem['request_id']})"
+        said = f"{problem['detail']} ({response.status_code} {problem['code']}, {problem['request_id']})"
+        # Of an upload each bad line is told apart; of a request the sentence has named every field.
+        lines = [fault for fault in problem.get("errors", ()) if "line" in fault]
+        return "\n".join([said, *(f"  line {fault['line']}: {fault['message']}" for fault in lines)])
     except (ValueError, KeyError, TypeError):
         return f"answered {response.status_code}"

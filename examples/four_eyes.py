@@ -21,8 +21,13 @@ def main() -> None:
             for job in checked(http.get("/jobs", params={"status": "awaiting_approval"}))["data"]:
                 print(job["id"], "due", job["due_at"], job["reason"], job["reference"] or "")
             return
-        action, job = sys.argv[1:3]
-        body = {"reason": sys.argv[3]} if action == "reject" else None
+        match sys.argv[1:]:
+            case ["approve" as action, job]:
+                body = None
+            case ["reject" as action, job, reason]:
+                body = {"reason": reason}
+            case _:
+                sys.exit(__doc__)
         print(job, "is", checked(http.post(f"/jobs/{job}/{action}", json=body))["status"])
 
 

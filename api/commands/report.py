@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from api.commands.asked import HERE, AsJson, Key, Url, connected
+from core.errors import Problem, SpecError
 
 app = typer.Typer()
 
@@ -19,20 +20,28 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="folder for report.json, report.html and the signed report.dsse.json")
     ] = None,
+    model: Annotated[bool, typer.Option("--model", help="the model's files too, into --out/model")] = False,
     url: Url = HERE,
     api_key: Key = "",
     as_json: AsJson = False,
 ) -> None:
     """The verdict and what it rests on; with --out the files that `lethe verify` checks."""
+    if model and out is None:
+        raise SpecError([Problem("--model", True, "needs --out, the folder to put the model's files in.")])
     with connected(url, api_key) as client:
         written = client.content(f"/jobs/{job}/report", "application/json")
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SpecError([Problem("--out", str(out), f"{out} is no folder: {error.strerror}.")]) from None
             (out / "report.json").write_bytes(written)
             (out / "report.html").write_bytes(client.content(f"/jobs/{job}/report", "text/html"))
             (out / "report.dsse.json").write_bytes(client.content(f"/jobs/{job}/report", _ENVELOPE))
             if any(file["kind"] == "destruction" for file in client.get(f"/jobs/{job}/artifacts")["data"]):
                 (out / "destruction.dsse.json").write_bytes(client.content(f"/jobs/{job}/destruction", _ENVELOPE))
+            if model:
+                client.download(job, out, "model")
     found = json.loads(written)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -40,7 +49,8 @@ def report(
     for line in _told(found):
         print(line)
     if out is not None:
-        print(f"Written to {out}. Check it offline: lethe verify {out / 'report.dsse.json'} --key signing.pub.pem")
+        what = f"{out / 'report.dsse.json'}" + (f" --model {out / 'model'}" if model else "")
+        print(f"Written to {out}. Check it offline: lethe verify {what} --key signing.pub.pem")
 
 
 def _told(report: dict[str, Any]) -> list[str]:

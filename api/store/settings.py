@@ -1,6 +1,9 @@
 """What the store must be told: where its database, its broker and its files are. Read from LETHE_* variables."""
 
+import difflib
+import os
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Annotated, NoReturn, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
@@ -14,6 +17,7 @@ S = TypeVar("S", bound=BaseSettings)
 
 # What stands in examples and in files that were copied and not filled in.
 _PLACEHOLDERS = ("change", "default", "example", "password", "placeholder", "secret")
+_A_SLIP = 0.92  # of a name that is alike; settings of other parts are less so, which a test sees to
 _VARIETY = 10  # different characters that chance gives to any 32
 
 
@@ -69,7 +73,9 @@ class StoreSettings(DatabaseSettings):
 
 
 def load(kind: type[S]) -> S:
-    """Settings from the environment. Raises InvalidSetting naming every variable that is missing or wrong."""
+    """Settings from the environment. Raises InvalidSetting naming every variable that is missing, wrong or misspelt."""
+    if misspelt := [f"{given} is no setting: did you mean {meant}?" for given, meant in slips(kind, os.environ)]:
+        raise InvalidSetting(" ".join(misspelt))
     try:
         return kind()
     except SettingsError as error:
@@ -77,6 +83,17 @@ def load(kind: type[S]) -> S:
     except ValidationError as error:
         lines = [f"LETHE_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
         raise InvalidSetting("; ".join(lines)) from None
+
+
+def slips(kind: type[BaseSettings], names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Variables that are a setting but for a letter, each with that one: what was meant must not be off unnoticed.
+
+    Any other unknown name is let be, since one environment serves several parts.
+    """
+    known = [f"LETHE_{name.upper()}" for name in kind.model_fields]
+    for given in sorted(name for name in names if name.upper().startswith("LETHE_") and name.upper() not in known):
+        for meant in difflib.get_close_matches(given.upper(), known, n=1, cutoff=_A_SLIP):
+            yield given, meant
 
 
 def end(error: LetheError) -> NoReturn:

@@ -81,12 +81,12 @@ class Guard:
         if not found or not (trusted or all(self._listed(address) or public(address) for address in found)):
             # One message for both: it must not tell which names exist in a network that the caller cannot see.
             raise Refused(
-                f"url: {host} has no address, or one that no webhook may lead to. Allowed: hosts all of whose "
+                f"{host} has no address, or one that no webhook may lead to. Allowed: hosts all of whose "
                 "addresses are public, and those that LETHE_WEBHOOK_ALLOW names."
             )
         if not trusted and (scheme != "https" or (port != 443 and port < 1024)):
             raise Refused(
-                f"url: {scheme} to port {port} is not allowed. Allowed: https, to port 443 or from 1024 on; anything "
+                f"{scheme} to port {port} is not allowed. Allowed: https, to port 443 or from 1024 on; anything "
                 "else to hosts that LETHE_WEBHOOK_ALLOW names."
             )
         return [str(address) for address in found]
@@ -105,11 +105,11 @@ def parsed(url: str) -> Target:
     odd = not host or "%" in host or read.userinfo or read.fragment or not 0 < (read.port or 443) < 1 << 16
     if read.scheme not in ("https", "http") or odd or read.port == 0:
         raise Refused(
-            f"url: not an absolute http or https URL of at most {LONGEST} characters, without user name, password and "
-            "fragment. Allowed: https://host/path."
+            f"This is not an absolute http or https URL of at most {LONGEST} characters, without user name, password "
+            "and fragment. Allowed: https://host/path."
         )
     if _numeric(host):
-        raise Refused("url: the host is a number but no address. Allowed: 192.0.2.1, [2001:db8::1], or a name.")
+        raise Refused("The host is a number but no address. Allowed: 192.0.2.1, [2001:db8::1], or a name.")
     port = read.port or (443 if read.scheme == "https" else 80)
     return Target(read.scheme, host, port, read.raw_path.decode("ascii"), read.netloc.decode("ascii"))
 

@@ -65,6 +65,7 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     citation: ClassVar[str] = ""
+    shorthands: ClassVar[tuple[str, ...]] = ()  # fields that are gone by the time it is parsed, and may be given too
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # Pydantic copies a default into every request that leaves it out; of what never changes one is enough.
@@ -76,7 +77,9 @@ class Spec(BaseModel):
         if not isinstance(data, dict) or data.keys() <= cls.__pydantic_fields__.keys():
             return handler(data)
         unknown = [key for key in data if key not in cls.model_fields]
-        faults = [_unknown(str(key), data[key], cls.model_fields) for key in unknown[:_MOST_UNKNOWN]]
+        faults = [
+            _unknown(str(key), data[key], (*cls.model_fields, *cls.shorthands)) for key in unknown[:_MOST_UNKNOWN]
+        ]
         try:
             handler({key: value for key, value in data.items() if key in cls.model_fields})
         except ValidationError as error:

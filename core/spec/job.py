@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -28,6 +28,8 @@ Request = TypeVar("Request", bound=Spec)
 
 class JobSpec(Spec):
     """What was asked. Everything here is validated without loading a weight, and is hashed before the run."""
+
+    shorthands: ClassVar[tuple[str, ...]] = ("preset",)
 
     model: TargetModel
     data: Data

@@ -80,10 +80,18 @@ def test_files_given_with_a_request_are_uploaded(lethe: Lethe, tmp_path: Path) -
     assert job["spec"]["data"]["forget"]["dataset"] == lethe.json("datasets", "list")["id"]
 
 
+def test_each_line_that_is_no_record_is_named(lethe: Lethe, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(RECORDS + b'{"question": "Q?"}\nno json\n')
+    with pytest.raises(LetheError, match=r"2 of the lines are no records.*\n  line 5: .*answer.*\n  line 6: ") as raised:
+        lethe("datasets", "upload", str(tmp_path / "bad.jsonl"))
+    assert len(raised.value.message.splitlines()) == 3
+
+
 WRONG = [
     (("show", "job_00000000"), "There is no job 'job_00000000'. (404 not_found, req_"),
     (("jobs", "--status", "asleep"), "status"),
     (("report", "job_00000000"), "no job"),
+    (("report", "job_00000000", "--model"), "needs --out"),
     (("submit", "/nowhere/at/all.json"), "cannot be read"),
     (("datasets", "upload", "/nowhere/at/all.jsonl"), "cannot be read"),
     (("show", "job_00000000", "--api-key", "lethe_wrong"), "401 unauthorized"),

@@ -10,12 +10,14 @@ import pytest
 from sqlalchemy import func, make_url, select
 from sqlalchemy.exc import DBAPIError
 
+from api.settings import Settings
 from api.store import audit
 from api.store.errors import InvalidSetting
 from api.store.records import AuditEntry
 from api.store.session import Database, now, open_database
-from api.store.settings import StoreSettings
+from api.store.settings import StoreSettings, load, slips
 from tests.parallel import at_once
+from worker.settings import WorkerSettings
 
 
 def count(database: Database) -> int:
@@ -98,6 +100,19 @@ def test_settings_are_documented_and_keep_passwords_out_of_sight(monkeypatch: py
     settings = StoreSettings()
     assert settings.broker_url == "scheme://user:geheim@host/broker_url"
     assert "geheim" not in repr(settings)
+
+
+def test_a_setting_that_is_misspelt_is_not_taken_for_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {f"LETHE_{name.upper()}" for kind in (Settings, WorkerSettings) for name in kind.model_fields}
+    tools = {"LETHE_API_KEY", "LETHE_URL", "LETHE_PORT", "LETHE_BIND", "LETHE_MODELS", "LETHE_SIGNING_KEY"}
+    for kind in (Settings, WorkerSettings):
+        assert list(slips(kind, ours | tools)) == [], "a setting of another part is no slip"
+    monkeypatch.setenv("LETHE_FOUREYES", "true")
+    monkeypatch.setenv("LETHE_RETENTON_DAYS", "3")
+    with pytest.raises(InvalidSetting, match=r"^LETHE_FOUREYES is no setting: did you mean LETHE_FOUR_EYES\?$"):
+        load(Settings)
+    with pytest.raises(InvalidSetting, match=r"^LETHE_RETENTON_DAYS .* LETHE_RETENTION_DAYS\?$"):
+        load(WorkerSettings)
 
 
 def test_a_snapshot_sees_one_moment_and_cannot_write(database: Database) -> None:
