@@ -45,9 +45,10 @@ def gathered(session: Session, job: Job, most: int) -> tuple[list[Job], list[str
         unused = _parted(session, job.led_by)
     else:
         unused = []
-    if job.batch is None or most < 2 or checkpoints.of(session, job.id):
+    # A job with a checkpoint of its own goes on from there, alone. And whoever still counts as of its last run would be
+    # taken for one of the next.
+    if job.batch is None or most < 2 or checkpoints.of(session, job.id) or members(session, job.id):
         return [job], unused
-    # A job with a checkpoint of its own goes on from there, alone.
     begun = exists().where(Artifact.job_id == Job.id, Artifact.kind == "checkpoint")
     alike = (
         select(Job)
@@ -81,9 +82,18 @@ def _interrupted(session: Session, leader: str) -> list[Job]:
 
 
 def _parted(session: Session, leader: str) -> list[str]:
-    """Free the jobs of a run that not all can go on with. Returns blobs that nothing refers to any more."""
-    for job in session.scalars(select(Job).where(Job.led_by == leader)):
+    """Free the jobs of a run that not all can go on with. Returns blobs that nothing refers to any more.
+
+    A job that somebody else holds is left to whoever claims it, with the checkpoints where it is the leader: workers
+    that each hold one of a run would wait for each other.
+    """
+    waiting = select(Job).where(Job.led_by == leader, Job.status.not_in(("running", "succeeded")))
+    held = waiting.order_by(Job.id).with_for_update(skip_locked=True).execution_options(populate_existing=True)
+    freed = list(session.scalars(held))
+    for job in freed:
         job.led_by = None
-    removed = checkpoints.remove(session, leader, {kept.step for kept in checkpoints.of(session, leader)})
+    removed = []
+    if leader in {job.id for job in freed}:
+        removed = checkpoints.remove(session, leader, {kept.step for kept in checkpoints.of(session, leader)})
     session.flush()
     return artifacts.unreferenced(session, removed)

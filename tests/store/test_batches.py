@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from api.store import attempts, batches, checkpoints, datasets, endings, jobs, life, sealed, sweep
 from api.store.attempts import Claim
@@ -207,3 +208,59 @@ def test_a_job_with_a_checkpoint_of_its_own_goes_on_alone(submit: Submit, databa
     with database.transaction() as session:
         jobs.get(session, first).rank = 2
     assert sorted(ids(begun(database))) == late
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_workers_who_part_a_run_at_once_do_not_wait_for_each_other(
+    submit: Submit, database: Database, key: ApiKey
+) -> None:
+    for _ in range(5):
+        made = [submit() for _ in range(6)]
+        first = begun(database)
+        keep(database, first)
+        with database.transaction() as session:
+            life.request_cancel(session, made[1], key.id)
+            endings.cancelled(session, first)
+        claims = [claim for claim in at_once(3, lambda _: take(database, 2)) if claim is not None]
+        while claim := take(database, 2):
+            claims.append(claim)
+        assert sorted(job_id for claim in claims for job_id in ids(claim)) == [made[0], *made[2:]]
+        assert not any(claim.checkpoint for claim in claims)
+        for claim in claims:
+            led_by = claim.job_id if claim.others else None
+            assert {job.led_by for job in seen(database, ids(claim))} == {led_by}
+        with database.transaction() as session:
+            session.execute(update(Job).values(status="cancelled", batch=None))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_job_that_somebody_holds_is_not_parted_nor_counted_into_the_next_run(
+    submit: Submit, database: Database, key: ApiKey
+) -> None:
+    made = [submit() for _ in range(4)]
+    first = begun(database)
+    keep(database, first)
+    leave(database, first)
+    with database.transaction() as holder:
+        life.request_cancel(holder, made[1], key.id)
+        alone = begun(database)
+    assert (ids(alone), alone.checkpoint) == ([made[0]], None)
+    assert [job.led_by for job in seen(database, made)] == [None, made[0], None, None]
+    with database.transaction() as session:
+        life.retry(session, made[1], key.id)
+    assert sorted(ids(begun(database))) == made[1:]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_leader_that_somebody_holds_keeps_its_checkpoint(submit: Submit, database: Database) -> None:
+    made = [submit() for _ in range(3)]
+    first = begun(database)
+    keep(database, first)
+    leave(database, first)
+    with database.transaction() as holder:
+        holder.get_one(Job, made[0], with_for_update=True)
+        others = begun(database)
+        assert (sorted(ids(others)), others.checkpoint, others.unused) == (made[1:], None, [])
+        assert len(checkpoints.of(holder, made[0])) == 1
+    again = begun(database)
+    assert (ids(again), again.checkpoint, len(again.unused)) == ([made[0]], None, 1)
