@@ -47,7 +47,7 @@ def _template() -> dict[str, Any]:
         input_model="0" * 64,
         output_model="0" * 64,
         output_files={},
-        forget=DataUsed(rows=1, answer_tokens=1, too_long=[], commitment=nothing),
+        forget=DataUsed(rows=1, answer_tokens=1, taken=[(0, 0)], too_long=[], commitment=nothing, committed=nothing),
         retain=nothing,
         beside={},
         before=scores,

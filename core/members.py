@@ -15,7 +15,7 @@ from typing import Any
 
 from core.data.encode import EncodedSet
 from core.data.inputs import Inputs
-from core.data.sets import read_forget, read_sets, with_others
+from core.data.sets import Taken, read_forget, read_sets, with_others
 from core.data.trained_on import check_records
 from core.errors import DataError, LetheError
 from core.evaluation.evidence import Rows
@@ -23,8 +23,8 @@ from core.evaluation.rows import read_rows, write_rows
 from core.evaluation.scorer import Scorer
 from core.events import Emit
 from core.parallel.peers import Member
-from core.report.build import left_in
-from core.report.schema import Measurement, Report, TrainingDone
+from core.report.build import left_in, used
+from core.report.schema import DataUsed, Measurement, Report, TrainingDone
 from core.spec.gates import Gate
 from core.spec.job import JobSpec
 from core.spec.records import Record
@@ -43,17 +43,22 @@ class Members:
         # What training looks at on its way, it looks at for all: where it may end early, every gate of every one holds.
         self.spec = first.model_copy(update={"gates": _distinct(self.all)}) if self.shared else spec
         self.records: list[range] = []
+        self._places: dict[str, Sequence[int]] = {}
         self._kept: list[dict[Any, Any]] = [{} for _ in self.all]
 
-    def read(self, inputs: Inputs) -> dict[str, list[Record]]:
+    def read(self, inputs: Inputs) -> Mapping[str, Sequence[Record]]:
         """The sets of the run. Raises DataError and SpecError, `of` the job at whose forget set the fault lies."""
-        if not self.shared:
-            return read_sets(self.spec.data, inputs)
-        own: list[list[Record]] = []
+        sets = self._read(inputs) if self.shared else read_sets(self.spec.data, inputs)
+        self._places = {name: taken.places for name, taken in sets.items()}
+        return sets
+
+    def _read(self, inputs: Inputs) -> dict[str, Taken]:
+        own: list[Taken] = []
         for member in self.all:
             with _at(member):
                 own.append(read_forget(member.spec.data, inputs)[0])
-        sets = with_others(self.spec.data, inputs, {"forget": [*chain(*own)]})
+        forgets = Taken([*chain(*own)], [*chain(*(taken.places for taken in own))])
+        sets = with_others(self.spec.data, inputs, {"forget": forgets})
         for member, forget in zip(self.all, own, strict=True):
             with _at(member):
                 check_records(member.spec, {**sets, "forget": forget})
@@ -75,6 +80,20 @@ class Members:
         if not self.shared:
             return [sets]
         return [{**sets, "forget": sets["forget"].part(records)} for records in self.records]
+
+    def used(self, sets: Mapping[str, EncodedSet]) -> list[dict[str, DataUsed]]:
+        """The sets as the report of each request tells of them."""
+        found = []
+        for i, (member, parts) in enumerate(zip(self.all, self.parts(sets), strict=True)):
+            places = dict(self._places)
+            if self.shared:
+                places["forget"] = places["forget"][self.records[i].start : self.records[i].stop]
+            # What the draw left of the forget set's records is committed to with them.
+            committed = dict(member.commitments)
+            if member.spec.data.self_retain and "forget" in committed:
+                committed["retain"] = committed["forget"]
+            found.append({name: used(part, places[name], committed.get(name)) for name, part in parts.items()})
+        return found
 
     def commitments(self) -> dict[str, str]:
         """The commitments of all, and whose records are which: what a checkpoint of the run is tied to."""

@@ -174,6 +174,7 @@ def run(
         output_files = file_digests(out / "model")
         requests.divide(out / "rows", scorer.sets["forget"])
         reports = []
+        used = requests.used(loaded.sets)
         for i, (member, sets, own) in enumerate(
             zip(requests.all, requests.parts(loaded.sets), requests.scorers(scorer), strict=True)
         ):
@@ -184,8 +185,7 @@ def run(
                 finished_at=now(),
                 input_model=loaded.digest,
                 output_files=output_files,
-                sets={name: (len(s.examples), s.answer_tokens, list(s.too_long)) for name, s in sets.items()},
-                commitments=member.commitments,
+                sets=used[i],
                 before=before[i],
                 after=after[i] | under_attack[i],
                 training=requests.training(trained, loaded.sets, sets),

@@ -5,12 +5,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.store import asked, chain
 from api.store.session import now
-from api.store.tables import Job
-from core.report.schema import Absent, Report, Requested
+from api.store.tables import Dataset, Job, JobDataset
+from core.report.schema import Absent, DataUsed, Report, Requested
 from core.report.sign import sign
 
 PLAIN = "report.json"
@@ -32,10 +33,25 @@ def write(
     # Whoever has the report can later tell that nothing up to here was cut off the log or changed.
     facts = {**asked.of(session, job), "audit_head": vars(chain.seal(session))}
     facts["data_destroyed_by"] = now(session) + timedelta(days=retention_days)
-    report = measured.model_copy(update={"request": _requested(facts)})
+    report = measured.model_copy(update={"request": _requested(facts), **_committed(session, job, measured)})
     (out / PLAIN).write_text(report.model_dump_json(indent=2))
     (out / ENVELOPE).write_bytes(sign(report, signing_key))
     return report
+
+
+def _committed(session: Session, job: Job, report: Report) -> dict[str, Any]:
+    """The report's sets, each with how many records its commitment is to: without that number a proof could be made to
+    speak of another place of the same tree."""
+    named = select(Dataset.commitment, Dataset.rows).join(JobDataset, JobDataset.dataset_id == Dataset.id)
+    rows = {found.commitment: found.rows for found in session.execute(named.where(JobDataset.job_id == job.id))}
+
+    def told(used: DataUsed | Absent) -> DataUsed | Absent:
+        if isinstance(used, Absent) or used.commitment not in rows:
+            return used
+        return used.model_copy(update={"committed": rows[used.commitment]})
+
+    beside = {name: told(used) for name, used in report.beside.items()}
+    return {"forget": told(report.forget), "retain": told(report.retain), "beside": beside}
 
 
 def _requested(facts: Mapping[str, Any]) -> Requested:

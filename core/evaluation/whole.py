@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from core import model as models
-from core.data.encode import EncodedSet, encode
+from core.data.encode import encode
 from core.data.inputs import Inputs
 from core.data.sets import read_sets
 from core.environment import available_threads, describe, memory_for, prepare
@@ -20,9 +20,9 @@ from core.evaluation.rows import RowScore, file_of, read_rows
 from core.evaluation.scorer import Scorer, check
 from core.events import Emit, StopFlag
 from core.plots.of_run import distributions
-from core.report.build import NO_KEY, left_in, limitations, now, unseen
+from core.report.build import left_in, limitations, now, unseen, used
 from core.report.digest import digest_of_folder
-from core.report.schema import Absent, DataUsed, Evaluated, Measurement
+from core.report.schema import Absent, Evaluated, Measurement
 from core.report.verdict import judge
 from core.spec.base import Spec
 from core.spec.evaluation import Evaluation
@@ -80,6 +80,7 @@ def evaluate(
         after |= last.attack()
         emit("phase", phase="report")
         rows = {when: last.rows(when) or {} for when in ("before", "after")}
+        told = {name: used(data, records[name].places) for name, data in last.sets.items()}
         report = Evaluated(
             spec=spec.model_dump(mode="json"),
             spec_digest=spec.digest(),
@@ -87,10 +88,10 @@ def evaluate(
             finished_at=now(),
             model=digests[folder],
             before_model=digests[before] if before else Absent(absent=_NOTHING_BEFORE),
-            sets={name: _used(data) for name, data in last.sets.items()},
+            sets=told,
             before=dict(earlier),
             after=after,
-            verdict=judge(spec.gates, earlier, after, unseen(_used(last.sets["forget"]))),
+            verdict=judge(spec.gates, earlier, after, unseen(told["forget"])),
             environment=describe(device),
             limitations=limitations(spec),
         )
@@ -208,9 +209,3 @@ def _check_free(out: Path, digest: str | None) -> None:
 
 def _not_before(gates: Sequence[Gate]) -> dict[str, Measurement]:
     return {gate.metric: Absent(absent=_NOTHING_BEFORE) for gate in gates if gate.relative_to == "before"}
-
-
-def _used(data: EncodedSet) -> DataUsed:
-    return DataUsed(
-        rows=len(data.examples), answer_tokens=data.answer_tokens, too_long=list(data.too_long), commitment=NO_KEY
-    )

@@ -1,8 +1,9 @@
 """Puts a report together from what a run measured; adds the verdict and the plain words on what it does not prove."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from core.report.digest import model_digest
 from core.report.lasting import Lasting
@@ -24,7 +25,18 @@ _SHARED = (
     "looks are of all together, every metric and the verdict of this request alone."
 )
 _UNCHANGING = frozenset({"guard", "origin"})
-NO_KEY = Absent(absent="run without the service: the set has no key of its own")
+NO_KEY = Absent(absent="the set was no upload to the service: it has no key of its own")
+
+
+class Encoded(Protocol):
+    """What of an encoded set is told; `core.data.encode.EncodedSet` is one."""
+
+    @property
+    def examples(self) -> Sequence[object]: ...
+    @property
+    def answer_tokens(self) -> int: ...
+    @property
+    def too_long(self) -> Sequence[int]: ...
 
 
 def build(
@@ -34,21 +46,15 @@ def build(
     finished_at: str,
     input_model: str,
     output_files: Mapping[str, str],
-    sets: Mapping[str, tuple[int, int, list[int]]],
-    commitments: Mapping[str, str],
+    sets: Mapping[str, DataUsed],
     before: Mapping[str, Measurement],
     after: Mapping[str, Measurement],
     training: TrainingDone,
     environment: Environment,
     earlier: Lasting | None = None,
 ) -> Report:
-    """`sets` gives rows, answer tokens and the positions of records that did not fit; times are RFC 3339 UTC; `earlier`
-    is what was found of earlier jobs, absent where nothing knows of any."""
-    used = {
-        name: DataUsed(rows=rows, answer_tokens=tokens, too_long=too_long, commitment=commitments.get(name) or NO_KEY)
-        for name, (rows, tokens, too_long) in sets.items()
-    }
-    verdict = judge(spec.gates, before, after, unseen(used["forget"]))
+    """Times are RFC 3339 UTC; `earlier` is what was found of earlier jobs, absent where nothing knows of any."""
+    verdict = judge(spec.gates, before, after, unseen(sets["forget"]))
     return Report(
         spec=spec.model_dump(mode="json"),
         spec_digest=spec.digest(),
@@ -58,9 +64,9 @@ def build(
         input_model=input_model,
         output_model=model_digest(output_files),
         output_files=dict(output_files),
-        forget=used["forget"],
-        retain=used.get("retain") or Absent(absent="no retain set was given"),
-        beside={name: part for name, part in used.items() if name not in ("forget", "retain")},
+        forget=sets["forget"],
+        retain=sets.get("retain") or Absent(absent="no retain set was given"),
+        beside={name: part for name, part in sets.items() if name not in ("forget", "retain")},
         before=dict(before),
         after=dict(after),
         training=training,
@@ -74,6 +80,28 @@ def build(
             *(earlier.limitations if earlier else []),
         ],
     )
+
+
+def used(data: Encoded, places: Sequence[int], commitment: str | None = None) -> DataUsed:
+    """A set as it was used. `places` are where its records stand among those of its source, ascending."""
+    return DataUsed(
+        rows=len(data.examples),
+        answer_tokens=data.answer_tokens,
+        taken=_runs(places),
+        too_long=[places[i] for i in data.too_long],
+        commitment=commitment or NO_KEY,
+        committed=NO_KEY if commitment is None else NO_SERVICE,
+    )
+
+
+def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for place in places:
+        if found and found[-1][1] == place - 1:
+            found[-1] = (found[-1][0], place)
+        else:
+            found.append((place, place))
+    return found
 
 
 def unseen(forget: DataUsed) -> str | None:

@@ -8,11 +8,11 @@ from core.report import exact
 from core.report.envelope import Verification, check_signature, opened
 from core.report.keys import EvidenceError, public_key
 from core.report.merkle import Proof
-from core.report.schema import Absent, Report
+from core.report.schema import Absent, DataUsed, Report
 
 
 def in_report(proof: Proof, file: Path, signed_by: Path | None = None) -> tuple[str | None, str]:
-    """The name of the set whose commitment is the proof's root, or None, and a sentence.
+    """The name of a set of which the job used the proof's record, or None, and a sentence.
 
     With `signed_by`, a public key, the report must be an envelope that this key has signed.
 
@@ -40,11 +40,26 @@ def in_report(proof: Proof, file: Path, signed_by: Path | None = None) -> tuple[
     except ValidationError:
         raise EvidenceError(f"{file} is no report that this Lethe knows.") from None
     sets = {"forget": report.forget, "retain": report.retain, **report.beside}
-    for name, used in sets.items():
-        if isinstance(used, Absent) or used.commitment != proof.root:
-            continue
-        if proof.index >= used.rows:
-            return None, f"The record is in the set {name}, but the job used only its first {used.rows} records."
-        signed = "" if pem is not None else " Whether the report is genuine says `lethe verify`."
-        return name, f"The record was in the set {name} that the report commits to.{signed}"
-    return None, "The record is in a set that this report does not speak of."
+    led_to = {name: used for name, used in sets.items() if isinstance(used, DataUsed) and used.commitment == proof.root}
+    reason = None
+    for name, used in led_to.items():
+        reason = _unused(proof, name, used)
+        if reason is None:
+            signed = "" if pem is not None else " Whether the report is genuine says `lethe verify`."
+            return name, f"The record was in the set {name} that the report commits to, and the job used it.{signed}"
+    return None, reason or "The record is in a set that this report does not speak of."
+
+
+def _unused(proof: Proof, name: str, used: DataUsed) -> str | None:
+    """Why nobody can say that the job used the proof's record as one of this set; None where it did."""
+    if isinstance(used.committed, Absent):
+        return f"It cannot be told: of how many records the set {name} is, the report does not say."
+    # Along the same path a tree of another size would have the record at another place.
+    if proof.rows != used.committed:
+        return f"The proof is of a set of {proof.rows} records, and the set {name} is of {used.committed}: altered."
+    if used.uses(proof.index):
+        return None
+    place = f"The upload of the set {name} holds the record at place {proof.index} (from 0)"
+    if proof.index in used.too_long:
+        return f"{place}, where it did not fit into data.max_length: the job left it out."
+    return f"{place}, which is none of the {used.records} of {used.committed} records that the job took of it."

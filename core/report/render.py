@@ -43,6 +43,7 @@ def _compared(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
+    environment.filters["records"] = lambda taken: sum(last - first + 1 for first, last in taken)
     return environment.from_string(files("core.report").joinpath("page.html").read_text("utf-8"))
 
 

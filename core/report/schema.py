@@ -53,13 +53,32 @@ class Verdict(Part):
     gates: list[GateResult]
 
 
+Place = Annotated[int, Field(ge=0)]
+
+
 class DataUsed(Part):
-    """A set as it was used: how many records, tokens counted, records that did not fit, and its keyed commitment."""
+    """A set as it was used, and its keyed commitment.
+
+    `taken` are the records that the request drew from the set's source, by their places in it from 0, as runs of which
+    first and last are told; those of them in `too_long` did not fit and were left out. `rows` counts what was made of
+    the others: of a text longer than `data.max_length` every piece is a row. The commitment is to `committed` records,
+    all that were uploaded."""
 
     rows: int
     answer_tokens: int
-    too_long: list[int]
+    taken: list[tuple[Place, Place]]
+    too_long: list[Place]
     commitment: Sha256 | Absent
+    committed: int | Absent
+
+    @property
+    def records(self) -> int:
+        """How many records were taken."""
+        return sum(last - first + 1 for first, last in self.taken)
+
+    def uses(self, place: int) -> bool:
+        """Whether the source's record at this place was used."""
+        return place not in self.too_long and any(first <= place <= last for first, last in self.taken)
 
 
 class TrainingDone(Part):

@@ -166,7 +166,7 @@ def evidence(tmp_path: Path) -> Path:
         input_model="0" * 64,
         output_model=model_digest(files),
         output_files=files,
-        forget=DataUsed(rows=1, answer_tokens=1, too_long=[], commitment=absent),
+        forget=DataUsed(rows=1, answer_tokens=1, taken=[(0, 0)], too_long=[], commitment=absent, committed=absent),
         retain=absent,
         beside={},
         before={},

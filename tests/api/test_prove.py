@@ -44,9 +44,8 @@ def test_a_record_is_proven_from_the_file_and_through_the_service(
     assert (found["root"], found["rows"], found["index"]) == (made["commitment"], 5, 3)
 
     private = new_key()
-    about = report.model_copy(
-        update={"forget": report.forget.model_copy(update={"commitment": found["root"], "rows": 5})}
-    )
+    whole = {"commitment": found["root"], "committed": 5, "taken": [(0, 4)], "too_long": []}
+    about = report.model_copy(update={"forget": report.forget.model_copy(update=whole)})
     (tmp_path / "proof.json").write_text(proof)
     (tmp_path / "report.json").write_text(about.model_dump_json())
     (tmp_path / "report.dsse.json").write_bytes(sign(about, private))
@@ -60,9 +59,9 @@ def test_a_record_is_proven_from_the_file_and_through_the_service(
     assert "has not signed" in lethe(*check, record, signed, f"--signed-by={tmp_path}/another.pem", exit_code=1)
     assert "does not hold" in lethe(*check, other, signed, exit_code=1)
     assert "does not speak" in lethe(*check, record, f"--report={tmp_path}/unrelated.json", exit_code=1)
-    few = about.model_copy(update={"forget": about.forget.model_copy(update={"rows": 3})})
+    few = about.model_copy(update={"forget": about.forget.model_copy(update={"taken": [(0, 2)], "too_long": []})})
     (tmp_path / "report.json").write_text(few.model_dump_json())
-    assert "first 3 records" in lethe(*check, record, f"--report={tmp_path}/report.json", exit_code=1)
+    assert "none of the 3 of 5 records" in lethe(*check, record, f"--report={tmp_path}/report.json", exit_code=1)
 
     for wrong, code in (
         (("prove", key, own, other), 1),

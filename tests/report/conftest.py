@@ -51,7 +51,7 @@ def report_on(model: Path) -> Report:
         input_model="0" * 64,
         output_model=model_digest(files),
         output_files=files,
-        forget=DataUsed(rows=20, answer_tokens=400, too_long=[3], commitment="1" * 64),
+        forget=DataUsed(rows=20, answer_tokens=400, taken=[(0, 20)], too_long=[3], commitment="1" * 64, committed=21),
         retain=Absent(absent="no retain set was given"),
         beside={},
         before=before,

@@ -12,7 +12,7 @@ from api.store import artifacts, datasets, jobs, keys, retention, sealed
 from api.store.errors import BlobMissing
 from api.store.session import Database, now
 from core.report.destruction import Destruction, sign_destruction
-from core.report.schema import Absent, DataUsed, Report
+from core.report.schema import NO_SERVICE, Absent, DataUsed, Report
 from core.report.sign import new_key, public_pem
 from core.report.verify import verify
 from core.spec.job import parse
@@ -30,7 +30,7 @@ PLAIN = b'{"text": "whom to forget"}\n'
 @pytest.fixture
 def report_of_upload(report: Report) -> Report:  # noqa: F811
     """The fixtures' report, of a set with a commitment."""
-    forget = DataUsed(rows=1, answer_tokens=3, too_long=[], commitment="c" * 64)
+    forget = DataUsed(rows=1, answer_tokens=3, taken=[(0, 0)], too_long=[], commitment="c" * 64, committed=NO_SERVICE)
     return report.model_copy(update={"forget": forget})
 
 
@@ -63,6 +63,7 @@ def test_a_record_of_the_destruction_belongs_to_the_jobs_report(
     made = {name: _content(worker, files[name].digest) for name in ("report.json", "report.dsse.json")}
     kept = Report.model_validate_json(made["report.json"])
     assert not isinstance(kept.request, Absent)
+    assert kept.forget.committed == 1, "the books say of how many records the set is"
     deadline = kept.request.data_destroyed_by
     assert isinstance(deadline, str)
     with database.reading() as session:
