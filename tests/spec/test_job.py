@@ -23,8 +23,8 @@ GOOD: dict[str, Any] = {
 }
 TERMS = f"Allowed: {', '.join(sorted([*FORGET_TERMS, *ALIASES]))}."
 FIELDS = (
-    "Allowed: batch, data, evaluation, gates, method, model, optimizer, priority, profile, reason, received_at, "
-    "reference, seed, threads, training."
+    "Allowed: batch, data, evaluation, gates, method, model, optimizer, preset, priority, profile, reason, "
+    "received_at, reference, seed, threads, training."
 )
 
 
