@@ -1,8 +1,9 @@
 """Jobs that share one run: which may, which do, and what their checkpoints are worth.
 
-`Job.batch` is a digest of all that such jobs must have in common, `Job.led_by` the job whose run it is, also for that
-job itself. A run's checkpoints belong to its leader and hold the data of all: only the same jobs go on from one. Where
-one of them has left, the checkpoints are dropped and the others are free to come together anew.
+`Job.batch` is a digest of all that such jobs must have in common, beside the principal that asks; `Job.led_by` is the
+job whose run it is, also for that job itself. A run's checkpoints belong to its leader and hold the data of all: only
+the same jobs go on from one. Where one of them has left, the checkpoints are dropped and the others are free to come
+together anew.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ def gathered(session: Session, job: Job, most: int) -> tuple[list[Job], list[str
     alike = (
         select(Job)
         .where(Job.status == "queued", Job.batch == job.batch, Job.id != job.id, Job.led_by.is_(None), ~begun)
-        .where(Job.model_id.is_(None) | (Job.model_id == job.model_id))
+        .where(Job.model_id.is_(None) | (Job.model_id == job.model_id), Job.principal_id == job.principal_id)
         .order_by(*turn.ORDER)
         .limit(most - 1)
         .with_for_update(skip_locked=True)

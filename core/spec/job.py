@@ -52,7 +52,8 @@ class JobSpec(Spec):
         "normal", description="of jobs that wait, the higher goes first, then the one that is due first"
     )
     batch: bool = Field(
-        False, description="may share one run with other requests on the same model that ask for the same"
+        False,
+        description="may share one run with the principal's other requests on the same model that ask for the same",
     )
 
     @model_validator(mode="after")

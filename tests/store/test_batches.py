@@ -89,6 +89,14 @@ def test_what_must_be_alike_and_what_may_differ(submit: Submit, database: Databa
     assert [ids(begun(database)) for _ in others] == [[job_id] for job_id in others]
 
 
+def test_no_run_is_shared_with_another_principal(submit: Submit, database: Database) -> None:
+    made = [submit() for _ in range(4)]
+    with database.transaction() as session:
+        for job_id in made[1::2]:
+            jobs.get(session, job_id).principal_id = "prn_another"
+    assert [sorted(ids(begun(database))) for _ in range(2)] == [made[::2], made[1::2]]
+
+
 def test_no_more_than_the_most_in_the_queue_s_order(submit: Submit, database: Database) -> None:
     made = [submit(priority="low"), submit(), submit(), submit(priority="high")]
     assert ids(begun(database, 2)) == [made[3], made[1]]
