@@ -19,11 +19,12 @@ _MOST_READ = 256 << 20  # bytes of a file whose lines are counted while a caller
 def preview(session: Session, spec: JobSpec, caller: ApiKey) -> job_schemas.Validation:
     """Raises SpecError as creating the job would."""
     resolved = jobs.checked(session, spec, now(session), caller.principal_id, caller.id)
+    asker = (caller.principal_id, caller.id)
     rows = {name: _rows(session, source) for name, source in spec.data.sources().items()}
     return job_schemas.Validation(
         spec=resolved,
         rows=rows,
-        warnings=[*_of_uploads(session, spec), *duplicates.warnings(session, [resolved])[0]],
+        warnings=[*_of_uploads(session, spec), *duplicates.warnings(session, [resolved], [asker])[0]],
         estimate=_estimate(session, spec, rows, duplicates.target(session, resolved)),
     )
 

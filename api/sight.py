@@ -4,7 +4,7 @@ Jobs that are not seen are answered as if they were not there; what is seen and 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
@@ -12,11 +12,7 @@ from sqlalchemy.orm import Session
 from api.deps import caller_of
 from api.errors import Forbidden
 from api.store import jobs, keys
-from api.store.keys import Scope
 from api.store.tables import ApiKey, Job
-
-# Whoever has one of these sees every job; anybody else sees those of their own principal.
-SEE_ALL: Final[tuple[Scope, ...]] = ("jobs:read", "jobs:approve", "audit:read")
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Sight:
     @property
     def only(self) -> str | None:
         """The principal whose jobs alone are seen; None: everybody's."""
-        return None if any(keys.may(self.key, scope) for scope in SEE_ALL) else self.key.principal_id
+        return None if keys.sees_all(self.key) else self.key.principal_id
 
     def job(self, session: Session, job_id: str) -> Job:
         """A job that is seen. Raises NotFound."""

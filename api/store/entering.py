@@ -58,7 +58,8 @@ def enter(session: Session, requests: Sequence[Request]) -> list[Entered | Lethe
     for i, stored in zip(fresh, named.resolved, strict=True):
         checked[i] = named.foreign(session, stored, requests[i].principal_id, requests[i].key_id) or checked[i]
     good = {i: spec for i, spec in checked.items() if not isinstance(spec, LetheError)}
-    warned = duplicates.warnings(session, list(good.values()))
+    askers = [(requests[i].principal_id, requests[i].key_id) for i in good]
+    warned = duplicates.warnings(session, list(good.values()), askers)
     rows = {i: _row(requests[i], good[i], said, moment) for i, said in zip(good, warned, strict=True)}
     new = _insert(session, list(rows.values()))
     _follow(session, [row for row in rows.values() if row["id"] in new], moment)

@@ -24,6 +24,7 @@ _FORM = re.compile(r"(lethe_([0-9a-z]{8})_[0-9a-z]{32})([0-9a-z]{7})")
 USE_NOTED_EVERY = timedelta(minutes=1)
 Scope = Literal["jobs:read", "jobs:write", "jobs:approve", "datasets:write", "models:write", "audit:read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+_SEE_ALL: tuple[Scope, ...] = ("jobs:read", "jobs:approve", "audit:read")
 # Why a text opens nothing. Callers are not told which; the audit log is.
 Fault = Literal["malformed", "unknown", "revoked", "expired", "disabled"]
 
@@ -121,6 +122,11 @@ def _note_use(database: Database, key: ApiKey, moment: datetime) -> None:
 def may(key: ApiKey, scope: Scope) -> bool:
     """Whether the key's scopes cover this one."""
     return scope in key.scopes or "admin" in key.scopes
+
+
+def sees_all(key: ApiKey) -> bool:
+    """Whether the key sees every job; any other sees those of its own principal."""
+    return any(may(key, scope) for scope in _SEE_ALL)
 
 
 def any_exists(session: Session) -> bool:

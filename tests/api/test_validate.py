@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import func, inspect, select, table, update
 from starlette.testclient import TestClient
 
-from api.store import runs
+from api.store import keys, runs
 from api.store.session import Database
 from api.store.tables import Dataset, Job
-from tests.api.parts import JSONL, RECORDS, lines, model_folder, problem, request_for
+from tests.api.parts import JSONL, RECORDS, bearer, key_for, lines, model_folder, problem, request_for, uploaded
 from tests.store.test_runs import COST
 
 
@@ -105,6 +105,33 @@ def test_a_set_that_was_forgotten_before_is_told(
     with database.transaction() as session:
         session.execute(update(Dataset).values(fingerprint=None))
     assert submitted(client, request_for(model, again))["warnings"] == []
+
+
+def test_nobody_is_told_of_a_job_that_they_do_not_see(client: TestClient, database: Database, model: str) -> None:
+    scopes: dict[str, list[keys.Scope]] = {
+        "ann": ["jobs:write", "datasets:write"],
+        "ben": ["jobs:write", "datasets:write"],
+        "cleo": ["jobs:write", "datasets:write", "jobs:approve"],
+    }
+    who = {name: bearer(key_for(database, name, scopes=held)) for name, held in scopes.items()}
+    bodies = {name: request_for(model, uploaded(client, headers)) for name, headers in who.items()}
+
+    def made(name: str) -> dict[str, Any]:
+        job: dict[str, Any] = client.post("/jobs", json=bodies[name], headers=who[name]).json()
+        return job
+
+    def told(name: str) -> list[str]:
+        validated = client.post("/jobs/validate", json=bodies[name], headers=who[name]).json()["warnings"]
+        warned: list[str] = made(name)["warnings"]
+        assert [warning for warning in validated if not warning.startswith("data.")] == warned
+        return warned
+
+    first = made("ann")["id"]
+    with database.transaction() as session:
+        session.execute(update(Job).where(Job.id == first).values(status="succeeded"))
+    assert told("ben") == []
+    assert [first in warning for warning in told("ann")] == [True]
+    assert [first in warning for warning in told("cleo")] == [True]
 
 
 def test_weights_are_counted_in_the_headers(client: TestClient, tmp_path: Path) -> None:
