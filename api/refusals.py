@@ -14,7 +14,7 @@ import structlog
 from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.rates import Rate
+from api.rates import Rate, Taken
 from api.store import audit, keys
 from api.store.session import Database
 from api.store.tables import ApiKey
@@ -25,8 +25,10 @@ CALLER: Final = "lethe.caller"  # the key that a request came with, where it ope
 ACTION: Final = "access.refused"
 ANYBODY: Final = "anonymous"
 ALL_TOGETHER: Final = 20  # times one caller's limit
-_MOST_COUNTED: Final = 100  # callers counted one by one; all others are counted together
-_ALL: Final = "all"
+_MOST_COUNTED: Final = 100  # strangers counted one by one; all others are counted together
+# Keys have a total of their own: strangers could otherwise use all of it up, and then whoever has a key goes unseen.
+_STRANGERS: Final = "all"
+_KEYS: Final = "keys"
 
 
 @dataclass
@@ -42,7 +44,8 @@ class _Flood:
 
 
 class Refusals:
-    """Notes refusals. `each` limits one caller's, `all_together` everybody's; neither: all are noted."""
+    """Notes refusals. `each` limits one caller's; `all_together` those of all keys, and those of all who have none.
+    Neither: all are noted."""
 
     def __init__(self, database: Database, secret: bytes, each: Rate | None, all_together: Rate | None) -> None:
         self._database = database
@@ -56,10 +59,11 @@ class Refusals:
         """Note the refusal; or, where there were too many, count it and return the seconds until the next is noted."""
         key: ApiKey | None = request.scope.get(CALLER)
         who = key.id if key else _network(request)
-        for rate, name in ((self._each, who), (self._all, _ALL)):
+        for rate, name in ((self._each, who), (self._all, _KEYS if key else _STRANGERS)):
             taken = rate.take(name) if rate else None
             if taken is not None and not taken.allowed:
-                self._count(name, key if name == who else None, _route(request), taken.reset, taken.window)
+                # A key's are always counted as its own.
+                self._count(who if key else name, key, _route(request), taken)
                 return taken.reset
         facts = {"status": status, "code": code, "method": request.scope["method"], "route": _route(request)}
         self._write(
@@ -93,14 +97,13 @@ class Refusals:
         of = {"key": key.id, "principal": key.principal_id} if key else {}
         return {"reason": fault, "prefix": prefix, **of}
 
-    def _count(self, name: str, key: ApiKey | None, route: str, reset: int, window: int) -> None:
+    def _count(self, name: str, key: ApiKey | None, route: str, taken: Taken) -> None:
+        until = time.monotonic() + taken.reset
         with self._lock:
-            if name not in self._floods and len(self._floods) >= _MOST_COUNTED:
-                name, key = _ALL, None
-            flood = self._floods.setdefault(
-                name,
-                _Flood(key.principal_id if key else ANYBODY, key.id if key else None, time.monotonic() + reset, window),
-            )
+            if key is None and name not in self._floods and len(self._floods) >= _MOST_COUNTED:
+                name = _STRANGERS
+            actor, key_id = (key.principal_id, key.id) if key else (ANYBODY, None)
+            flood = self._floods.setdefault(name, _Flood(actor, key_id, until, taken.window))
             flood.count += 1
             flood.routes.add(route)
 

@@ -64,7 +64,7 @@ class Settings(KeySettings, StoreSettings):
     refusal_limit: Limit = Field(
         "60/minute",
         description="how many refusals of one key or address go into the audit log one by one, and twenty times as many"
-        " of all together; those beyond are answered 429 and counted; empty: all",
+        " of all keys together, and of all without one; those beyond are answered 429 and counted; empty: all",
     )
     broker_timeout: float = Field(1, gt=0, description="how long the broker may take for one answer")
     metrics_open: bool = Field(False, description="whether /metrics asks for no key")

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
@@ -13,7 +14,7 @@ from api.app import create_app
 from api.store import audit, keys, principals
 from api.store.records import AuditEntry
 from api.store.session import Database
-from tests.api.parts import SECRET, bearer, key_for, problem, settings_for
+from tests.api.parts import SECRET, ApiProcess, bearer, key_for, problem, settings_for
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -141,6 +142,39 @@ def test_many_addresses_do_not_fill_the_log_either(database: Database, database_
     *single, own, together = refused(database)
     assert len(single) == 20
     assert {own.facts["count"], together.facts["count"]} == {41, 2}
+
+
+def test_no_flood_of_strangers_hides_whoever_has_a_key(database: Database, database_url: str, tmp_path: Path) -> None:
+    scopes: list[keys.Scope] = ["jobs:read"]
+    texts = [key_for(database, f"insider {number}", scopes=scopes) for number in range(22)]
+    app = create_app(settings_for(database_url, tmp_path, refusal_limit="1/hour"))
+    with TestClient(app):
+        for number in range(120):
+            TestClient(app, client=(f"10.0.0.{number}", 1)).get("/jobs")
+        answers = [TestClient(app).get("/audit", headers=bearer(text)).status_code for text in texts]
+        assert answers == [403] * 20 + [429] * 2, "keys have a total of their own"
+        assert TestClient(app).get("/audit", headers=bearer(texts[0])).status_code == 429
+    with database.reading() as session:
+        names = {key.name: key.id for key in keys.every(session)}
+    told = {entry.key_id: entry.facts for entry in refused(database) if entry.key_id}
+    assert told.keys() == set(names.values()), "those beyond it are counted by name"
+    assert told[names["insider 21"]]["count"] == 1
+    assert told[names["insider 21"]]["routes"] == ["/audit"]
+
+
+def test_behind_a_proxy_callers_are_told_apart_where_it_is_trusted(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    del database
+    settings = settings_for(database_url, tmp_path, refusal_limit="1/hour")
+
+    def answers(trusted: str) -> list[int]:
+        with ApiProcess(settings, tmp_path, FORWARDED_ALLOW_IPS=trusted) as api:
+            said = [{"X-Forwarded-For": f"spoofed, {address}"} for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1")]
+            return [httpx.get(f"{api.url}/jobs", headers=headers).status_code for headers in said]
+
+    assert answers("127.0.0.0/8") == [401, 401, 429]
+    assert answers("192.0.2.9") == [401, 429, 429]
 
 
 def test_without_a_database_a_refusal_stands(database: Database, tmp_path: Path) -> None:
