@@ -14,6 +14,9 @@ from structlog.typing import EventDict, WrappedLogger
 # Lethe says itself what these say: a line a request, and which revision the database has.
 _QUIET = {"uvicorn.access": logging.CRITICAL, "alembic": logging.WARNING, "celery": logging.WARNING}
 
+# What no line of ours tells, and so need not be looked up for each: the switches of logging's own guide to speed.
+UNUSED = ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks", "_srcfile")
+
 
 def configure() -> None:
     """Send all logs of this process through structlog. Doing it again changes nothing."""
@@ -38,6 +41,8 @@ def configure() -> None:
             ],
         )
     )
+    for name in UNUSED:
+        setattr(logging, name, None)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)

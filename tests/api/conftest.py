@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.settings import Settings
+from api.store import logs
 from api.store.session import Database
 from tests.api.parts import bearer, key_for, model_folder, settings_for, uploaded
 
@@ -20,9 +21,12 @@ def _logs_as_before() -> Iterator[None]:
     """The API takes all logs of its process over; a test gives them back."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    looked_up = {name: getattr(logging, name) for name in logs.UNUSED}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name, value in looked_up.items():
+        setattr(logging, name, value)
     structlog.reset_defaults()
 
 
