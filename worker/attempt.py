@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from api.store import aliases, attempts, endings, lineage, runs
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
-from api.store.errors import BlobDamaged, BlobMissing
+from api.store.errors import BlobDamaged, BlobMissing, InvalidSetting
 from api.store.lineage import Removed
 from api.store.session import Database
 from api.store.vault import Vault
@@ -125,8 +125,9 @@ def _carry_out(bench: Bench, claim: Claim, folder: Path, relay: Relay, loose: li
     try:
         command = relay.meanwhile(lambda: fill(folder, claim, bench.blobs, lease))
         earlier = relay.meanwhile(lambda: _earlier(bench, claim, folder))
-    except (BlobMissing, BlobDamaged, SpecError) as error:
+    except (BlobMissing, BlobDamaged, InvalidSetting, SpecError) as error:
         told, of = error.as_dict(), error.of
+        log.error("its data cannot be had", code=error.code, of=of)
         _settle(bench, lambda session: endings.fail(session, claim, told, of))
         return
     try:

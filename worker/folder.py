@@ -65,8 +65,8 @@ def _remove(folder: Path) -> None:
 def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, Any]:
     """Write what the engine needs and return its command. A checkpoint is put there by `restore_checkpoint`.
 
-    Raises BlobMissing and BlobDamaged for data sets and for models that jobs have left, and SpecError for a spec that
-    this version cannot read or that names what is not there any more.
+    Raises BlobMissing and BlobDamaged for data sets and for models that jobs have left, InvalidSetting for keys that do
+    not open, and SpecError for a spec that this version cannot read or that names what is not there any more.
     """
     paths: dict[str, Path] = {}
     requests = []
@@ -95,6 +95,8 @@ def fill(folder: Path, claim: Claim, blobs: Blobs, lease: float) -> dict[str, An
 
 def _request(folder: Path, claim: Claim, blobs: Blobs, paths: dict[str, Path]) -> dict[str, Any]:
     """Write what one request brings: its spec, and its data sets where they are not among `paths` yet."""
+    if claim.closed is not None:
+        raise claim.closed
     spec = parse(claim.spec)
     if gone := list(_gone(claim)):
         raise SpecError(gone)

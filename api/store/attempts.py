@@ -13,10 +13,22 @@ from typing import Any
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from api.store import aliases, artifacts, batches, checkpoints, events, metrics, models, references, sealed, turn
+from api.store import (
+    aliases,
+    artifacts,
+    batches,
+    checkpoints,
+    events,
+    metrics,
+    models,
+    references,
+    sealed,
+    turn,
+    wrapped,
+)
 from api.store.artifacts import StoredFile
 from api.store.checkpoints import Checkpoint
-from api.store.errors import Conflict, NotFound
+from api.store.errors import Conflict, InvalidSetting, NotFound
 from api.store.life import DEFAULT_CAP, give_back, transition
 from api.store.lookup import by_id
 from api.store.metrics import Measurement
@@ -43,6 +55,7 @@ class Claim:
     key: bytes = field(repr=False)  # seals whatever is derived from the forget set alone
     checkpoint: Checkpoint | None  # to go on from
     request_id: str | None = None  # of the call that asked, for logs
+    closed: InvalidSetting | None = None  # why keys do not open: there are none then, and the job can only be failed
     unused: Sequence[str] = ()  # blobs of checkpoints that are of no use: delete them after commit
     others: Sequence["Claim"] = ()  # jobs that share the run; each is reported on and ended under its own claim
 
@@ -76,7 +89,8 @@ def claim_next(session: Session, *, worker: str, lease: float, vault: Vault, mos
     """Take the queued job whose turn it is for `lease` seconds, and at most so many that share its run, itself counted;
     None where none waits that could begin now.
 
-    Workers that ask at once get different jobs, and do not wait for each other.
+    Workers that ask at once get different jobs, and do not wait for each other. Raises InvalidSetting where the vault
+    opens nothing of what is stored.
     """
     begun: list[str] = []  # aliases on which others have just begun
     while job := turn.first(session, or_(Job.alias.is_(None), Job.alias.not_in(begun)), lock=True):
@@ -152,7 +166,16 @@ def _begun(
     named = {m.id: m for m in session.scalars(select(Model).where(Model.id.in_(registered)))}
     uploads = references.uploads(job.spec).values()
     datasets = {d.id: d for d in session.scalars(select(Dataset).where(Dataset.id.in_(uploads)))}
-    opened = {d.id: vault.unwrap(d.key, d.id) for d in datasets.values()}
+    opened: Mapping[str, bytes] = {}
+    own, closed = b"", None
+    try:
+        opened = {d.id: vault.unwrap(d.key, d.id) for d in datasets.values()}
+        own = opened[job.forget_id] if job.forget_id else _own_key(job, vault)
+    except InvalidSetting as error:
+        # One job's damaged key must not hold up those behind it. A worker with another master key would fail them all.
+        if not wrapped.opens_any(session, vault):
+            raise
+        opened, closed = {}, error
     return Claim(
         job_id=job.id,
         attempt=job.attempt,
@@ -163,9 +186,10 @@ def _begun(
         models=named,
         datasets=datasets,
         keys=opened,
-        key=opened[job.forget_id] if job.forget_id else _own_key(job, vault),
+        key=own,
         checkpoint=newest,
         request_id=job.request_id,
+        closed=closed,
     )
 
 

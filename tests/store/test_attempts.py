@@ -10,14 +10,16 @@ import pytest
 from api.store import artifacts, attempts, audit, checkpoints, datasets, events, jobs, life, metrics, models, sweep
 from api.store.artifacts import StoredFile
 from api.store.attempts import Claim, Note
+from api.store.errors import InvalidSetting
 from api.store.metrics import Measurement
 from api.store.records import ArtifactKind
 from api.store.session import Database, now
 from api.store.tables import ApiKey, Dataset, Model
+from api.store.vault import Vault
 from core.errors import Diverged, LeaseLost
 from core.spec.job import JobSpec, parse
 from tests.parallel import at_once
-from tests.store.conftest import stored
+from tests.store.conftest import spec_for, stored
 from tests.vault import VAULT
 
 Take = Callable[..., Claim]
@@ -96,6 +98,28 @@ def test_a_job_whose_data_brings_no_key_gets_one(database: Database, key: ApiKey
         assert jobs.get(session, made[0]).key != first.key
         attempts.release(session, first, reason="the worker left", counts=False)
     assert take(made[0]).key == first.key
+
+
+def test_a_key_that_does_not_open_holds_up_no_other_job(
+    database: Database, job_id: str, dataset: Dataset, key: ApiKey, model: Model
+) -> None:
+    def take_next(vault: Vault = VAULT) -> Claim | None:
+        with database.transaction() as session:
+            return attempts.claim_next(session, worker="w1", lease=30, vault=vault)
+
+    with database.transaction() as session:
+        facts: dict[str, Any] = {"rows": 1, "size": 1, "commitment": "7" * 64, "warnings": [], "key_id": key.id}
+        good = datasets.register(session, VAULT, blob="6" * 64, key=bytes(32), **facts)
+        behind = jobs.create(session, spec_for(model.id, good.id), key_id=key.id)[0].id
+        session.get_one(Dataset, dataset.id).key = Vault(b"another").wrap(bytes(32), dataset.id)
+    with pytest.raises(InvalidSetting, match="does not open the key of"):
+        take_next(Vault(b"neither of the two"))
+    damaged, whole = take_next(), take_next()
+    assert damaged is not None
+    assert whole is not None
+    assert (damaged.job_id, damaged.keys, whole.job_id, whole.closed) == (job_id, {}, behind, None)
+    assert damaged.closed is not None
+    assert dataset.id in damaged.closed.message
 
 
 def test_what_is_not_queued_cannot_be_claimed(database: Database, job_id: str, take: Take) -> None:

@@ -17,6 +17,7 @@ from api.store.tables import Job, Principal
 from core.report.schema import Absent, AuditHead, Person, Report, Requested
 from core.report.sign import new_key, public_pem
 from core.report.verify import verify
+from core.spec.job import parse
 from tests.report.conftest import model, report  # noqa: F401 -- fixtures: a model folder and the report on it
 from tests.vault import MASTER, VAULT
 from tests.worker.scripted import Scripted
@@ -125,6 +126,22 @@ def test_the_report_says_who_asked_and_is_signed_as_it_is_handed_out(
     assert noted == ["job.created", "job.running"], "the head covers all that was done until it was signed"
     checked = verify(files["envelope"], public_pem(key), report=files["report"])
     assert (checked.failures, "plain report: says what was signed" in checked.checked) == ([], True)
+
+
+def test_a_job_whose_key_does_not_open_fails_and_says_so(
+    bench: Callable[..., Bench], database: Database, job_id: str
+) -> None:
+    with database.transaction() as session:
+        first = jobs.get(session, job_id)
+        other = jobs.create(session, parse(first.spec), key_id=first.key_id)[0]
+        first.key, other.key = b"no key" * 10, VAULT.wrap(sealed.new_key(), other.id)
+    worker = bench(DONE, new_key(), {})
+    assert [run_next(worker), run_next(worker), run_next(worker)] == [True, True, False]
+    with database.reading() as session:
+        job, behind = jobs.get(session, job_id), jobs.get(session, other.id)
+    assert (job.status, behind.status, job.counted) == ("failed", "succeeded", 0)
+    assert job.error is not None
+    assert (job.error["code"], job_id in job.error["message"]) == ("invalid_setting", True)
 
 
 @pytest.mark.parametrize("fault", ["the signature", "a file"])
