@@ -16,6 +16,11 @@ from core.report.sign import sign
 
 PLAIN = "report.json"
 ENVELOPE = "report.dsse.json"
+# Said in the report itself: a later request on the same set is not known yet when it is signed.
+_UNLESS = (
+    "this or another request that names the set is under legal hold, has not ended, or last ran less than {:g} days "
+    "before"
+)
 _WHY_NOT = {
     "reference": "the request gave none",
     "approved_by": "the service asked for no approval",
@@ -33,6 +38,7 @@ def write(
     # Whoever has the report can later tell that nothing up to here was cut off the log or changed.
     facts = {**asked.of(session, job), "audit_head": vars(chain.seal(session))}
     facts["data_destroyed_by"] = now(session) + timedelta(days=retention_days)
+    facts["data_destroyed_unless"] = _UNLESS.format(retention_days)
     report = measured.model_copy(update={"request": _requested(facts), **_committed(session, job, measured)})
     (out / PLAIN).write_text(report.model_dump_json(indent=2))
     (out / ENVELOPE).write_bytes(sign(report, signing_key))

@@ -28,7 +28,7 @@ class WorkerSettings(StoreSettings):
     )
     poll_seconds: float = Field(30.0, gt=0, description="how often SQL is looked at for lost leases and lost messages")
     retention_days: float = Field(
-        30.0, ge=0, le=36_500, description="days after the end of its last job until a data set's key is destroyed"
+        30.0, ge=0, le=36_500, description="days after a job last ran on it until a data set's key is destroyed"
     )
     attempts_cap: int = Field(3, ge=1, description="attempts that may die before a job fails")
     grace_seconds: float = Field(6.0, gt=0, description="how long a stopped engine may take to leave a checkpoint")

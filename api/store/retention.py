@@ -1,10 +1,12 @@
 """The end of what is kept: keys of data sets and jobs are destroyed, and with them all that was sealed under them.
 
-A set is kept while a job on it has not ended or is under legal hold. Jobs are locked before data sets, as everywhere,
-and a new job locks the sets that it names (`datasets.keep`), so that none is destroyed while a job on it is made.
+A set is kept while a job on it has not ended or is under legal hold, and for a while after one last ran. A job that
+ended without running is no reason to keep anything, or else asking and taking back would put the end off for ever.
+Jobs are locked before data sets, as everywhere, and a new job locks the sets that it names (`datasets.keep`), so that
+none is destroyed while a job on it is made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -15,7 +17,7 @@ from api.store import artifacts, audit, events, outbox
 from api.store.errors import Conflict
 from api.store.life import TERMINAL
 from api.store.lookup import by_id
-from api.store.records import Artifact
+from api.store.records import Artifact, Attempt
 from api.store.session import now
 from api.store.tables import Dataset, Job, JobDataset
 
@@ -28,7 +30,8 @@ _KEYED = text("jobs.key IS NOT NULL")
 
 
 def due(session: Session, before: datetime, limit: int = 100) -> Sequence[str]:
-    """Ids of data sets that no job has needed since `before`: each of their jobs ended earlier, none is held."""
+    """Ids of data sets from earlier than `before` that no job has needed since: each of their jobs has ended and last
+    ran earlier, none is held."""
     needing = select(JobDataset.job_id).join(Job, Job.id == JobDataset.job_id)
     needing = needing.where(JobDataset.dataset_id == Dataset.id, _needed(before))
     query = select(Dataset.id).where(_KEPT, Dataset.created_at < before, ~needing.exists())
@@ -36,7 +39,7 @@ def due(session: Session, before: datetime, limit: int = 100) -> Sequence[str]:
 
 
 def jobs_due(session: Session, before: datetime, limit: int = 100) -> Sequence[str]:
-    """Ids of jobs with a key of their own that ended before `before` and are not held."""
+    """Ids of jobs with a key of their own that have ended, last ran before `before` and are not held."""
     query = select(Job.id).where(_KEYED, func.length(Job.key) > 0, ~_needed(before))
     return session.scalars(query.limit(limit)).all()
 
@@ -58,15 +61,16 @@ def destroy(
     """Destroy the set's key, and what its jobs have kept sealed. Returns blobs to delete after commit.
 
     Destroying again changes nothing. Raises NotFound, and Conflict, naming the job, while one has not ended, is held,
-    or ended after `before`.
+    or ran after `before`.
     """
     jobs = _locked(session, select(JobDataset.job_id).where(JobDataset.dataset_id == dataset_id))
     dataset = by_id(session, Dataset, dataset_id, lock=True)
     if dataset.destroyed_at is not None:
         return []
     named = set(session.scalars(select(JobDataset.job_id).where(JobDataset.dataset_id == dataset_id)))
+    lately = _ran_since(session, named, before)
     for job_id in sorted(named):
-        _check(jobs.get(job_id), job_id, before, f"Data set {dataset_id}")
+        _check(jobs.get(job_id), job_id, job_id in lately, f"Data set {dataset_id}")
     moment = now(session)
     removed = [digest for digest in (dataset.blob, dataset.leaves) if digest]
     dataset.key, dataset.blob, dataset.leaves, dataset.fingerprint, dataset.destroyed_at = b"", "", None, None, moment
@@ -83,7 +87,7 @@ def destroy_own(session: Session, job_id: str, *, actor: str, before: datetime) 
     """As `destroy`, of a job's own key. Raises Conflict where the job must be kept."""
     jobs = _locked(session, select(Job.id).where(Job.id == job_id))
     job = jobs.get(job_id)
-    _check(job, job_id, before, f"The key of job {job_id}")
+    _check(job, job_id, bool(_ran_since(session, [job_id], before)), f"The key of job {job_id}")
     assert job is not None
     if not job.key:
         return []
@@ -91,7 +95,15 @@ def destroy_own(session: Session, job_id: str, *, actor: str, before: datetime) 
 
 
 def _needed(before: datetime) -> ColumnElement[bool]:
-    return or_(Job.status.not_in(TERMINAL), Job.held_at.is_not(None), Job.finished_at >= before)
+    lately = select(Attempt.job_id).where(Attempt.job_id == Job.id, Attempt.ended_at >= before)
+    return or_(Job.status.not_in(TERMINAL), Job.held_at.is_not(None), lately.exists())
+
+
+def _ran_since(session: Session, ids: Iterable[str], before: datetime | None) -> set[str]:
+    if before is None:
+        return set()
+    query = select(Attempt.job_id).where(Attempt.job_id.in_([*ids]), Attempt.ended_at >= before)
+    return set(session.scalars(query))
 
 
 def _locked(session: Session, ids: object) -> dict[str, Job]:
@@ -100,7 +112,7 @@ def _locked(session: Session, ids: object) -> dict[str, Job]:
     return {job.id: job for job in session.scalars(query)}
 
 
-def _check(job: Job | None, job_id: str, before: datetime | None, what: str) -> None:
+def _check(job: Job | None, job_id: str, lately: bool, what: str) -> None:
     """Raises Conflict where the job is a reason to keep its data."""
     if job is None:
         reason = "was made in this moment"
@@ -108,8 +120,8 @@ def _check(job: Job | None, job_id: str, before: datetime | None, what: str) -> 
         reason = f"is {job.status}"
     elif job.held_at is not None:
         reason = "is under legal hold"
-    elif before is not None and job.finished_at is not None and job.finished_at >= before:
-        reason = "ended only lately"
+    elif lately:
+        reason = "ran only lately"
     else:
         return
     raise Conflict(f"{what} cannot be destroyed: job {job_id} {reason}.")

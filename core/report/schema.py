@@ -133,8 +133,8 @@ class AuditHead(Part):
 
 class Requested(Part):
     """Who asked, who agreed, and until when, as the service's books had it when the report was signed. Times are
-    RFC 3339 in UTC. `data_destroyed_by` is when the key of the forget set is destroyed at the latest, unless the job is
-    put under legal hold."""
+    RFC 3339 in UTC. `data_destroyed_by` is when the time of the forget set's key is up: it is destroyed then, if not
+    before, unless what `data_destroyed_unless` says is so."""
 
     job: str
     reason: str
@@ -145,6 +145,7 @@ class Requested(Part):
     received_at: str
     due_at: str
     data_destroyed_by: str | Absent
+    data_destroyed_unless: str | Absent
     audit_head: AuditHead | Absent
 
 

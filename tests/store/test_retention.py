@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import update
 
-from api.store import artifacts, attempts, audit, datasets, destroyed, events, jobs, life, retention, sealed
+from api.store import artifacts, attempts, audit, datasets, decisions, destroyed, events, jobs, life, retention, sealed
 from api.store.attempts import Claim
 from api.store.errors import Conflict, InvalidSetting, NotFound
+from api.store.records import Attempt
 from api.store.session import Database, now
 from api.store.tables import ApiKey, Dataset, Job, Model, Status
 from core.errors import SpecError
@@ -104,11 +105,53 @@ def test_a_job_that_needs_the_set_keeps_it(
     with database.transaction() as session:
         session.execute(update(Job).values(held_at=None))
     assert due(database, datetime(2020, 1, 1, tzinfo=UTC)) == []
-    with pytest.raises(Conflict, match="ended only lately"):
+    with pytest.raises(Conflict, match="ran only lately"):
         destroy(database, dataset.id, datetime(2020, 1, 1, tzinfo=UTC))
     assert due(database) == [dataset.id]
     with pytest.raises(NotFound):
         destroy(database, "ds_00000000")
+
+
+@pytest.mark.parametrize("end", ["cancelled", "rejected"])
+def test_asking_and_taking_back_puts_nothing_off(
+    database: Database, dataset: Dataset, job_id: str, spec: JobSpec, key: ApiKey, take: Take, end: str
+) -> None:
+    succeed(database, take(job_id))
+    with database.transaction() as session:
+        ended = now(session) - timedelta(days=31)
+        session.execute(update(Dataset).values(created_at=ended))
+        session.execute(update(Attempt).values(ended_at=ended))
+        before = now(session) - timedelta(days=30)
+        second = jobs.create(session, spec, key_id=key.id, needs_approval=True)[0].id
+    assert due(database, before) == []
+    with database.transaction() as session:
+        if end == "cancelled":
+            life.request_cancel(session, second, "test")
+        else:
+            decisions.reject(session, second, "test", reason="not ours")
+    assert due(database, before) == [dataset.id]
+    assert "7" * 64 in destroy(database, dataset.id, before)
+
+
+def test_running_puts_it_off_and_a_retry_that_is_taken_back_does_not(
+    database: Database, dataset: Dataset, job_id: str, take: Take
+) -> None:
+    claim = take(job_id)
+    with database.transaction() as session:
+        attempts.fail(session, claim, {"code": "x", "message": "x", "param": None, "retryable": False})
+        session.execute(update(Dataset).values(created_at=now(session) - timedelta(days=31)))
+        before = now(session) - timedelta(days=30)
+    assert due(database, before) == []
+    with pytest.raises(Conflict, match="ran only lately"):
+        destroy(database, dataset.id, before)
+    with database.transaction() as session:
+        session.execute(update(Attempt).values(ended_at=before - timedelta(days=1)))
+        life.retry(session, job_id, "test")
+    assert due(database, before) == []
+    with database.transaction() as session:
+        life.request_cancel(session, job_id, "test")
+    assert due(database, before) == [dataset.id]
+    destroy(database, dataset.id, before)
 
 
 def test_a_set_that_nobody_used_goes_by_the_day_of_its_upload(database: Database, dataset: Dataset) -> None:

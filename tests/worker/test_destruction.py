@@ -64,6 +64,8 @@ def test_a_record_of_the_destruction_belongs_to_the_jobs_report(
     kept = Report.model_validate_json(made["report.json"])
     assert not isinstance(kept.request, Absent)
     assert kept.forget.committed == 1, "the books say of how many records the set is"
+    assert "another request that names the set" in str(kept.request.data_destroyed_unless)
+    assert str(kept.request.data_destroyed_unless).endswith("less than 30 days before")
     deadline = kept.request.data_destroyed_by
     assert isinstance(deadline, str)
     with database.reading() as session:
