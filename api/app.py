@@ -22,6 +22,7 @@ from api.meter import Meter
 from api.middleware import Surround
 from api.queue import Queue
 from api.rates import Counts, rated
+from api.readiness import Readiness
 from api.refusals import ALL_TOGETHER, Refusals
 from api.routes import (
     access,
@@ -164,6 +165,7 @@ def _put_together(settings: Settings) -> Service:
         known_keys=KnownKeys(settings.key_secret.encode()),
         guard=Guard(settings.webhook_allow),
         meter=Meter(database, timedelta(days=settings.due_soon_days)),
+        readiness=Readiness(database, queue),
         leaving=Leaving(),
         counts=counts,
         together=AskedJobs(database),

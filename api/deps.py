@@ -11,12 +11,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 
 from api.asked_jobs import AskedJobs
-from api.errors import Forbidden, TooMany, Unauthorized
+from api.errors import REFUSED_TOO_OFTEN, Forbidden, TooMany, Unauthorized
 from api.known_keys import KnownKeys
 from api.leaving import Leaving
 from api.meter import Meter
 from api.queue import Queue
 from api.rates import RATE_HEADERS, Counts, Rate
+from api.readiness import Readiness
 from api.refusals import CALLER, Refusals
 from api.settings import Settings
 from api.store import keys
@@ -45,6 +46,7 @@ class Service:
     known_keys: KnownKeys
     guard: Guard
     meter: Meter
+    readiness: Readiness
     leaving: Leaving
     counts: Counts
     together: AskedJobs
@@ -78,6 +80,8 @@ async def authenticated(
     text = credentials.credentials
     key = service.known_keys.recalled(text)
     if key is None:
+        if not service.known_keys.familiar(text) and (after := service.refusals.shut_out(request)):
+            raise TooMany(REFUSED_TOO_OFTEN, after)
         key = await run_in_threadpool(service.known_keys.verify, service.database, text)
     if key is None:
         raise Unauthorized("This API key is unknown, revoked or expired.", param="Authorization")

@@ -39,6 +39,7 @@ log = structlog.get_logger()
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "lethe.request_id"  # where the middleware notes it in the scope
 INTERNAL = "Something went wrong inside Lethe. The request id finds the reason in the log."
+REFUSED_TOO_OFTEN = "Too many calls were refused lately. Wait before the next one."
 NOT_MIGRATED = "The database's tables are not those of this version: alembic -c migrations/alembic.ini upgrade head."
 
 
@@ -198,7 +199,7 @@ def install(app: FastAPI, note: Note) -> None:
                 return response
             code = getattr(error, "code", "http_error")
             after = note(request, response.status_code, code, getattr(error, "reason", None))
-            return response if after is None else _lethe(request, TooMany(_REFUSED_TOO_OFTEN, after))
+            return response if after is None else _lethe(request, TooMany(REFUSED_TOO_OFTEN, after))
 
         return told
 
@@ -207,9 +208,6 @@ def install(app: FastAPI, note: Note) -> None:
     app.add_exception_handler(HTTPException, noted(_http))
     for kind in (OperationalError, InterfaceError, ProgrammingError, PoolTimeout):
         app.add_exception_handler(kind, _database)
-
-
-_REFUSED_TOO_OFTEN = "Too many calls were refused lately. Wait before the next one."
 
 
 def _lethe(request: Request, error: Exception) -> JSONResponse:

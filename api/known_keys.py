@@ -35,22 +35,28 @@ class KnownKeys:
             return None
         return None if key.expires_at and key.expires_at <= datetime.now(UTC) else key
 
+    def familiar(self, presented: str) -> bool:
+        """Whether this text opened a key of late, which it need not do any more."""
+        return self._name(presented) in self._known
+
     def verify(self, database: Database, presented: str) -> ApiKey | None:
         """As `keys.verify`, and remember the answer where the key opens."""
         forgotten, now = self._forgotten, time.monotonic()
-        key = keys.verify(database, presented, self._secret)
+        key, name = keys.verify(database, presented, self._secret), self._name(presented)
         with self._lock:
-            if key is not None and forgotten == self._forgotten:
+            if key is None:
+                self._known.pop(name, None)
+            elif forgotten == self._forgotten:
                 if len(self._known) >= _MOST:
                     self._known.clear()
-                self._known[self._name(presented)] = (now + self._seconds, key)
+                self._known[name] = (now + self._seconds, key)
         return key
 
     def forget(self) -> None:
         """Ask the database again for every key, also for those that are being looked up at this moment."""
         with self._lock:
             self._forgotten += 1
-            self._known.clear()
+            self._known = {name: (0.0, key) for name, (_, key) in self._known.items()}
 
     def _name(self, presented: str) -> bytes:
         # Not the text itself: no dump of this process shall hold keys that open something.

@@ -118,6 +118,13 @@ class Rate:
                 return self._told(portion, True)
             return self._told(portion, False) if portion.counted >= self._limit else None
 
+    def spent(self, who: str) -> Taken | None:
+        """Where this process knows that no more is allowed; nothing is counted."""
+        with self._lock:
+            portion = self._of(who)
+            nothing_left = portion.held == 0 and portion.counted >= self._limit
+            return self._told(portion, False) if nothing_left else None
+
     def take(self, who: str) -> Taken:
         """One more. Asks Redis where it must, and then waits for the answer."""
         known = self.at_hand(who)

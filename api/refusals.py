@@ -71,6 +71,18 @@ class Refusals:
         )
         return None
 
+    def shut_out(self, request: Request) -> int | None:
+        """Count a call whose key nobody looks up, since its network has used its limit up; the seconds that lasts.
+
+        None where it has not.
+        """
+        network = _network(request)
+        spent = self._each.spent(network) if self._each else None
+        if spent is None:
+            return None
+        self._count(network, None, _route(request), spent)
+        return spent.reset
+
     def flush(self, *, whole: bool = False) -> None:
         """Write one entry for each caller whose refusals were counted, once its window is over; `whole`: at once."""
         with self._lock:

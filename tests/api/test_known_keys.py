@@ -23,11 +23,14 @@ def test_a_revoked_key_is_known_no_longer_than_is_said(sqlite_url: str) -> None:
         assert known.recalled(text) is found
         assert known.recalled(text[:-1]) is None
         assert known.verify(database, text[:-1]) is None
+        assert (known.familiar(text), known.familiar(text[:-1])) == (True, False)
     with database.transaction() as session:
         keys.revoke(session, key.id, actor="test")
     here.forget()
     assert here.recalled(text) is None
+    assert here.familiar(text)
     assert here.verify(database, text) is None
+    assert not here.familiar(text)
     time.sleep(0.2)
     assert elsewhere.recalled(text) is None
     database.close()

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import event
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
@@ -119,6 +120,7 @@ def test_a_flood_is_answered_429_and_counted_in_one_entry(
     text = key_for(database)
     app = create_app(settings_for(database_url, tmp_path, refusal_limit="5/hour"))
     with TestClient(app) as client:
+        assert client.get("/jobs", headers=bearer(text)).status_code == 200
         answers = [client.get("/jobs") for _ in range(5)] + [client.get("/models") for _ in range(20)]
         assert [answer.status_code for answer in answers] == [401] * 5 + [429] * 20
         assert "refused lately" in problem(answers[-1], 429, "too_many_requests")["detail"]
@@ -129,6 +131,37 @@ def test_a_flood_is_answered_429_and_counted_in_one_entry(
     assert len(single) == 5
     assert (together.actor, together.facts["code"]) == ("anonymous", "too_many_refusals")
     assert (together.facts["count"], together.facts["routes"]) == (20, ["/models"])
+
+
+def test_a_flood_of_made_up_keys_does_not_reach_the_database(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    known, fresh = key_for(database, "known"), key_for(database, "fresh")
+    app = create_app(settings_for(database_url, tmp_path, refusal_limit="3/hour"))
+    asked: list[str] = []
+    event.listen(app.state.service.database._readers, "before_cursor_execute", lambda *given: asked.append(given[2]))
+
+    def made_up(number: int) -> str:
+        text = f"lethe_{number:08}_" + "0" * 32
+        return text + keys._checksum(text)
+
+    with TestClient(app) as client:
+        assert client.get("/jobs", headers=bearer(known)).status_code == 200
+        app.state.service.known_keys.forget()
+        answers = [client.get("/jobs", headers=bearer(made_up(number))) for number in range(4)]
+        assert [answer.status_code for answer in answers] == [401] * 3 + [429]
+        asked.clear()
+        for number in range(4, 24):
+            body = problem(client.get("/jobs", headers=bearer(made_up(number))), 429, "too_many_requests")
+            assert "refused lately" in body["detail"]
+        assert asked == []
+        assert client.get("/jobs", headers=bearer(known)).status_code == 200, "whoever was let in before gets in"
+        assert client.get("/jobs", headers=bearer(fresh)).status_code == 429
+        elsewhere = TestClient(app, client=("10.0.0.1", 1))
+        assert elsewhere.get("/jobs", headers=bearer(fresh)).status_code == 200
+        assert client.get("/jobs", headers=bearer(fresh)).status_code == 200
+    together = refused(database)[-1]
+    assert (together.facts["count"], together.facts["routes"]) == (22, ["/jobs"])
 
 
 def test_many_addresses_do_not_fill_the_log_either(database: Database, database_url: str, tmp_path: Path) -> None:
