@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**31)
 def test_undial_that_lowers_nothing_stays_at_the_reference(lengths: list[int], seed: int) -> None:
     view = random_view(lengths, seed, "own")
     assert gradient(undial(view, Undial(beta=0)), view).abs().max() < 1e-12
-    assert gradient(undial(view, Undial(beta=1)), view).abs().max() > 1e-6
+    assert gradient(undial(view, Undial(beta=1)), view).abs().max() > 1e-10
 
 
 @many
