@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core import environment
 from core import model as models
 from core.data.encode import encode
 from core.data.inputs import Inputs
 from core.data.sets import divided, read_set
-from core.errors import LetheError
+from core.errors import LetheError, OutOfMemory
 from core.evaluation.earlier import of_set
 from core.evaluation.scorer import Scorer
+from core.events import StopFlag
 from core.report.lasting import Lasting, came_back
 from core.report.schema import Absent, EarlierRemoval, Measurement, Report
 from core.spec.job import JobSpec, parse
@@ -25,7 +27,7 @@ from core.spec.records import Record
 def lasting(listed: Path | None, scorer: Scorer) -> Lasting | None:
     """What is found of every job in the file; None where there is no file. The scorer has the model as delivered.
 
-    Raises OutOfMemory, and Stopped between batches.
+    Raises Stopped between batches, and of shards OutOfMemory.
     """
     if listed is None:
         return None
@@ -70,15 +72,33 @@ def _measured(job: Mapping[str, Any], spec: JobSpec, scorer: Scorer) -> dict[str
         return Absent(absent=job["absent"])
     try:
         records = _to_forget(spec, job)
-    except LetheError as error:
-        return Absent(absent=f"its forget set cannot be read ({error.code})")
+    except (LetheError, OSError) as error:
+        code = error.code if isinstance(error, LetheError) else type(error).__name__
+        return Absent(absent=f"its forget set cannot be read ({code})")
     # As that request asked, but of this model: its tokenizer, and the system prompt under which it is to be used.
     plain = scorer.encoder
     encoder = models.encoder(scorer.model, plain.tokenizer, spec.data.prompt, spec.data.max_length, plain.system)
     data = encode(records, encoder, "forget")
     if not data.records:
         return Absent(absent="none of its records fits into its data.max_length")
-    return of_set(spec, scorer.model, encoder, data, scorer.stop, scorer.world)
+    spec = _no_more_at_once(spec, scorer.spec)
+    if scorer.world.sharded:
+        return of_set(spec, scorer.model, encoder, data, scorer.stop, scorer.world)
+
+    def apart(stop: StopFlag) -> dict[str, Measurement] | Absent:
+        try:
+            with environment.memory_for(spec):
+                return of_set(spec, scorer.model, encoder, data, stop)
+        except OutOfMemory:
+            return Absent(absent="out of memory: its forget set did not fit beside this run")
+
+    return scorer.world.apart(apart, scorer.stop)
+
+
+def _no_more_at_once(spec: JobSpec, own: JobSpec) -> JobSpec:
+    """What fitted into the earlier run's device need not fit into this one's. It changes no result."""
+    most = min(spec.evaluation.batch_tokens, own.evaluation.batch_tokens)
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"batch_tokens": most})})
 
 
 def _to_forget(spec: JobSpec, job: Mapping[str, Any]) -> list[Record]:

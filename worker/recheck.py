@@ -4,6 +4,7 @@ Forget sets lie in the attempt's folder like its own. A set keeps its own deadli
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def _given(folder: Path, removed: Removed, blobs: Blobs, vault: Vault) -> dict[s
     if removed.report is not None:
         try:
             blobs.get(removed.report, report)
-        except (BlobMissing, BlobDamaged):
+        except (BlobMissing, BlobDamaged, OSError):
             report.unlink(missing_ok=True)
     records, absent = _records(folder, removed, blobs, vault)
     return {
@@ -57,4 +58,7 @@ def _records(folder: Path, removed: Removed, blobs: Blobs, vault: Vault) -> tupl
             blobs.get(forget.blob, file, vault.unwrap(forget.key, forget.id))
     except (BlobMissing, BlobDamaged, InvalidSetting) as error:
         return None, f"its data cannot be had any more ({error.code})"
+    except OSError as error:
+        # A full disk, say: what comes on top of the job's own work is not worth the job.
+        return None, f"its data could not be written out ({os.strerror(error.errno) if error.errno else 'no reason'})"
     return file, None

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core.data import Inputs
 from core.earlier import lasting
+from core.evaluation.earlier import of_set
 from core.report.schema import Absent, Measured, Report
 from core.run import run
-from core.spec.job import parse
+from core.spec.job import JobSpec, parse
 from tests.core.recording import QUICK, Recorder
 from tests.models import Reciter, people, write_lines
 
@@ -119,6 +121,30 @@ def test_what_comes_back_keeps_the_verdict_from_being_passed(
     assert all(gate.outcome == "held" for gate in report.verdict.gates)
     assert report.verdict.verdict == "not_passed"
     assert "job_first" in report.verdict.reasons[0]
+
+
+def test_what_does_not_fit_into_memory_is_unknown_and_costs_the_run_nothing(
+    unlearnt: Reciter, sets: dict[str, Path], first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first set asks for more at once than this run does, and fails all the same; the second one fits."""
+    tried: list[int] = []
+
+    def tight(spec: JobSpec, *rest: Any, **more: Any) -> Any:
+        tried.append(spec.evaluation.batch_tokens)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("of the device")
+        return of_set(spec, *rest, **more)
+
+    monkeypatch.setattr("core.earlier.of_set", tight)
+    spec = asked(unlearnt, "ds_second00", evaluation=QUICK | {"plots": False, "batch_tokens": 512})
+    spec |= {"model": str(first / "model")}
+    jobs = [entry(first, sets), entry(first, sets, job="job_again")]
+    report = carried_out(spec, tmp_path / "out", sets, listed(tmp_path, jobs, 2))
+    assert not isinstance(report.earlier, Absent)
+    missed, found = report.earlier
+    assert isinstance(missed.now, Absent)
+    assert missed.now.absent.startswith("out of memory: ")
+    assert (isinstance(found.now, dict), tried) == (True, [512, 512])
 
 
 def test_without_a_service_nothing_is_known_of_earlier_jobs(first: Path) -> None:

@@ -1,5 +1,6 @@
 """A job is given the forget sets of earlier ones while they are held, in its own folder, and the reason where not."""
 
+import errno
 import json
 from io import BytesIO
 from pathlib import Path
@@ -76,3 +77,17 @@ def test_what_cannot_be_looked_at_any_more_has_its_reason(
     (gone,) = given(folder, blobs, Removed("job_c", forget, None))
     assert (gone["records"], gone["absent"][:23]) == (None, "its data was destroyed ")
     assert list((folder / "data").iterdir()) == []
+
+
+def test_a_full_disk_is_the_earlier_set_s_loss_not_the_job_s(
+    folder: Path, blobs: Blobs, forget: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = blobs.put(BytesIO(b"{}"))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "and a path")
+
+    monkeypatch.setattr(blobs, "get", full)
+    (found,) = given(folder, blobs, Removed("job_a", forget, report.digest))
+    assert (found["records"], Path(found["report"]).exists()) == (None, False)
+    assert found["absent"] == "its data could not be written out (No space left on device)"
