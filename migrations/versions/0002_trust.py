@@ -267,33 +267,62 @@ _CHANGED = """
 _SAID = "the audit log is append-only"
 
 
+# What the database refuses: name, table, of which statement, and where not of every row. On SQLite a row also goes, and
+# no trigger on DELETE hears of it, where REPLACE puts another on its id or place.
+_REFUSED = [
+    ("audit_unchanged", "audit", "UPDATE", _CHANGED),
+    ("audit_kept", "audit", "DELETE", None),
+    ("audit_heads_unchanged", "audit_heads", "UPDATE", None),
+    ("audit_heads_kept", "audit_heads", "DELETE", None),
+]
+_REPLACED = [
+    (
+        "audit_put_over",
+        "audit",
+        "INSERT",
+        "EXISTS (SELECT 1 FROM audit WHERE id = NEW.id) OR EXISTS (SELECT 1 FROM audit WHERE position = NEW.position)",
+    ),
+    (
+        "audit_moved_over",
+        "audit",
+        "UPDATE OF position",
+        "EXISTS (SELECT 1 FROM audit WHERE position = NEW.position AND id <> OLD.id)",
+    ),
+    (
+        "audit_heads_put_over",
+        "audit_heads",
+        "INSERT",
+        "EXISTS (SELECT 1 FROM audit_heads WHERE position = NEW.position)",
+    ),
+]
+_EMPTIED = [("audit_whole", "audit"), ("audit_heads_whole", "audit_heads")]
+
+
 def only_append(dialect: str) -> None:
-    """Let the database itself refuse to change or remove an entry."""
+    """Let the database itself refuse to change or remove an entry, or a signed head."""
     if dialect == "sqlite":
-        op.execute(
-            f"CREATE TRIGGER audit_unchanged BEFORE UPDATE ON audit WHEN {_CHANGED} "
-            f"BEGIN SELECT RAISE(ABORT, '{_SAID}'); END"
-        )
-        op.execute(f"CREATE TRIGGER audit_kept BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, '{_SAID}'); END")
+        for name, rows, what, where in [*_REFUSED, *_REPLACED]:
+            when = f" WHEN {where}" if where else ""
+            refuse = f"BEGIN SELECT RAISE(ABORT, '{_SAID}'); END"
+            op.execute(f"CREATE TRIGGER {name} BEFORE {what} ON {rows}{when} {refuse}")
         return
     op.execute(
         f"CREATE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{_SAID}'; END $$"
     )
-    op.execute(
-        f"CREATE TRIGGER audit_unchanged BEFORE UPDATE ON audit FOR EACH ROW WHEN ({_CHANGED}) "
-        "EXECUTE FUNCTION audit_refuse()"
-    )
-    op.execute("CREATE TRIGGER audit_kept BEFORE DELETE ON audit FOR EACH ROW EXECUTE FUNCTION audit_refuse()")
+    refuse = "EXECUTE FUNCTION audit_refuse()"
+    for name, rows, what, where in _REFUSED:
+        when = f" WHEN ({where})" if where else ""
+        op.execute(f"CREATE TRIGGER {name} BEFORE {what} ON {rows} FOR EACH ROW{when} {refuse}")
+    for name, rows in _EMPTIED:
+        op.execute(f"CREATE TRIGGER {name} BEFORE TRUNCATE ON {rows} FOR EACH STATEMENT {refuse}")
 
 
 def downgrade() -> None:
     if op.get_bind().dialect.name == "sqlite":
-        op.execute("DROP TRIGGER audit_unchanged")
-        op.execute("DROP TRIGGER audit_kept")
+        for name, *_ in [*_REFUSED, *_REPLACED]:
+            op.execute(f"DROP TRIGGER {name}")
     else:
-        op.execute("DROP TRIGGER audit_unchanged ON audit")
-        op.execute("DROP TRIGGER audit_kept ON audit")
-        op.execute("DROP FUNCTION audit_refuse()")
+        op.execute("DROP FUNCTION audit_refuse() CASCADE")
     for name, rows, _, _ in PARTIAL:
         op.drop_index(name, rows)
     for name, names, _ in reversed(INDEXES):

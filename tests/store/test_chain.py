@@ -59,20 +59,16 @@ def log(database: Database) -> Database:
 
 def attack(database: Database, *statements: str) -> None:
     """Change the table as whoever has the database can."""
-    triggers = ("audit_unchanged", "audit_kept")
-    table = " ON audit" if database.engine.dialect.name == "postgresql" else ""
+    if database.engine.dialect.name == "postgresql":
+        off = [f"ALTER TABLE {table} DISABLE TRIGGER USER" for table in ("audit", "audit_heads")]
+        on = [f"ALTER TABLE {table} ENABLE TRIGGER USER" for table in ("audit", "audit_heads")]
+    else:
+        with database.reading() as session:
+            kept = session.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")).all()
+        off, on = [f"DROP TRIGGER {trigger.name}" for trigger in kept], [trigger.sql for trigger in kept]
     with database.transaction() as session:
-        kept = session.execute(text("SELECT sql FROM sqlite_master WHERE type = 'trigger'")).all() if not table else []
-        for trigger in triggers:
-            session.execute(
-                text(f"ALTER TABLE audit DISABLE TRIGGER {trigger}" if table else f"DROP TRIGGER {trigger}")
-            )
-        for statement in statements:
+        for statement in (*off, *statements, *on):
             session.connection().exec_driver_sql(statement)
-        if table:
-            session.execute(text("ALTER TABLE audit ENABLE TRIGGER ALL"))
-        for (trigger,) in kept:
-            session.execute(text(trigger))
 
 
 def named(found: Verified) -> list[tuple[str, int, int | None]]:
@@ -209,6 +205,19 @@ def test_entries_that_wait_too_long_for_a_sealer_are_told(database: Database) ->
     assert (found.ok, found.unsealed, found.overdue, found.overdue_first) == (True, 2, 1, 1)
 
 
+_FORGED = (
+    "(id, at, actor, action, subject, facts, position, hash) VALUES ({}, '2026-01-01', 'x', 'a', 's', '{{}}', {}, 'x')"
+)
+OVER = (
+    f"INSERT OR REPLACE INTO audit {_FORGED.format(1, 'NULL')}",
+    f"INSERT OR REPLACE INTO audit {_FORGED.format(99, 1)}",
+    f"INSERT INTO audit {_FORGED.format(1, 1)} ON CONFLICT DO UPDATE SET actor = 'x'",
+    "UPDATE OR REPLACE audit SET position = 1 WHERE position IS NULL",
+    "INSERT OR REPLACE INTO audit_heads (position, hash, at, signature) VALUES (10, 'x', '2026-01-01', 'x')",
+)
+EMPTY = ("TRUNCATE audit", "TRUNCATE audit_heads", "TRUNCATE jobs, audit CASCADE")
+
+
 def test_the_database_itself_refuses_to_change_or_remove(log: Database) -> None:
     note(log, "waiting")
     for statement in (
@@ -218,6 +227,9 @@ def test_the_database_itself_refuses_to_change_or_remove(log: Database) -> None:
         "UPDATE audit SET facts = '{}' WHERE position IS NULL",
         "DELETE FROM audit WHERE position = 1",
         "DELETE FROM audit WHERE position IS NULL",
+        "UPDATE audit_heads SET signature = 'x'",
+        "DELETE FROM audit_heads",
+        *(OVER if log.engine.dialect.name == "sqlite" else EMPTY),
     ):
         with pytest.raises(DBAPIError, match="append-only"), log.transaction() as session:
             session.execute(text(statement))
