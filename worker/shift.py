@@ -123,6 +123,7 @@ class Shift:
         self._take_waiting()
         with self._database.transaction() as session:
             outbox.tell_of_due_dates(session, soon=timedelta(days=self.settings.due_soon_days))
+            outbox.prune(session)
         destroy_due(self._database, self._blobs, self.settings.retention_days, f"worker:{self._name}")
         record_destroyed(self._database, self._blobs, self._key)
         self._seal()

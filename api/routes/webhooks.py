@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
+from sqlalchemy.orm import Session
 
 from api.body import json_body, read_as
 from api.deps import PageQuery, Parts, Writer
+from api.errors import Forbidden
 from api.openapi import WEBHOOK_BODY
 from api.schemas import Page
-from api.store import webhooks
+from api.store import keys, webhooks
 from api.store.records import DeliveryStatus, Webhook
+from api.store.tables import ApiKey
 from api.webhooks import schemas
 
 router = APIRouter(tags=["webhooks"])
@@ -71,8 +74,10 @@ def ping(service: Parts, caller: Writer, webhook_id: str) -> schemas.Delivery:
 def deliveries(
     service: Parts, caller: Writer, webhook_id: str, query: Annotated[DeliveryQuery, Query()]
 ) -> Page[schemas.Delivery]:
-    """Messages, the newest first. `?status=dead` lists those that were given up."""
+    """Messages of the last 30 days, the newest first. `?status=dead` lists those that were given up. Where they tell of
+    everybody's jobs the key needs jobs:read, too."""
     with service.database.reading() as session:
+        _sees_its_messages(session, caller, webhook_id)
         rows, more = webhooks.deliveries(session, caller, webhook_id, **query.model_dump())
     data = [schemas.Delivery.model_validate(row) for row in rows]
     return Page(data=data, has_more=more, after=data[-1].id if data else None)
@@ -82,7 +87,16 @@ def deliveries(
 def replay(service: Parts, caller: Writer, delivery_id: str) -> schemas.Delivery:
     """Send a message again, under its old id and with all tries to spare. 409 while it is still being tried."""
     with service.database.transaction() as session:
-        return schemas.Delivery.model_validate(webhooks.replay(session, caller, delivery_id))
+        delivery = webhooks.replay(session, caller, delivery_id)
+        _sees_its_messages(session, caller, delivery.webhook_id)
+        return schemas.Delivery.model_validate(delivery)
+
+
+def _sees_its_messages(session: Session, caller: ApiKey, webhook_id: str) -> None:
+    """Raises Forbidden where the webhook tells of jobs that the key does not see: it may be a stronger key's."""
+    if webhooks.get(session, caller, webhook_id).every_job and not keys.may(caller, "jobs:read"):
+        said = f"Webhook {webhook_id} tells of everybody's jobs; this call needs the scope jobs:read there."
+        raise Forbidden(said, param="Authorization", reason="needs jobs:read")
 
 
 def _seen(hook: Webhook) -> schemas.Webhook:

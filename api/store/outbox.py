@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import bindparam, or_, select, update
+from sqlalchemy import bindparam, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from api.store import audit, events
@@ -35,6 +35,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # Seconds before the next try, as Standard Webhooks proposes them; after the last the message is dead.
 WAITS = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 _SPREAD = 0.2  # a wait is longer by up to this share, so that what failed together is not tried together again
+KEPT = timedelta(days=30)  # after the last try, of a message that is delivered or dead
 LEASE = 60.0  # seconds: a try takes ten at most, and a process that is killed in one never says how it ended
 _UNDER_WAY: tuple[Status, ...] = ("awaiting_approval", "queued", "running")
 # Asked at every event, so it is put together once.
@@ -176,6 +177,14 @@ def ended(session: Session, tried: Try, outcome: Outcome) -> str | None:
         wait = WAITS[tried.number - 1] * (1 + _SPREAD * random.random())
         delivery.next_at = moment + timedelta(seconds=wait)
     return delivery.status
+
+
+def prune(session: Session, *, limit: int = 1000) -> None:
+    """Remove messages that nobody will ask about any more; they name cases."""
+    old = (Delivery.status.in_(("delivered", "dead")), Delivery.next_at < now(session) - KEPT)
+    found = session.scalars(select(Delivery.id).where(*old).limit(limit)).all()
+    # Asked again: one may be sent anew at this moment.
+    session.execute(delete(Delivery).where(Delivery.id.in_(found), *old))
 
 
 def listening(session: Session, kind: str, principal_id: str) -> list[Webhook]:

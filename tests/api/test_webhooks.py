@@ -16,14 +16,14 @@ from starlette.testclient import TestClient
 from api.settings import Settings
 from api.store import attempts, keys, life, outbox
 from api.store.audit import about
-from api.store.outbox import KINDS, LEASE, WAITS, Outcome
+from api.store.outbox import KEPT, KINDS, LEASE, WAITS, Outcome
 from api.store.records import Delivery, Event
 from api.store.session import Database, now
 from api.store.tables import Job, Principal, Status
 from api.store.vault import Vault
 from api.webhooks.deliverer import AT_ONCE_EACH, Deliverer
 from api.webhooks.targets import Guard
-from tests.api.parts import MASTER, SECRET, ApiProcess, bearer, problem, request_for, settings_for, uploaded
+from tests.api.parts import MASTER, SECRET, ApiProcess, bearer, key_for, problem, request_for, settings_for, uploaded
 from tests.api.receiver import Receiver
 
 LOOPBACK = ["127.0.0.0/8"]
@@ -166,6 +166,49 @@ def test_each_hears_of_what_it_may_see_and_asked_for(
     client.post(f"/jobs/{own}/cancel")
     assert told("own")[-1] == ("job.cancelled", own)
     assert len(told("all")) == 3
+
+
+def test_messages_about_everybody_are_shown_to_those_alone_who_may_see_everybody(
+    client: TestClient, database: Database, model: str, dataset: str
+) -> None:
+    weak = bearer(key_for(database, "team", scopes=["jobs:write"]))
+    strong = bearer(key_for(database, "team", scopes=["jobs:write", "jobs:read"]))
+    url = {"url": "http://127.0.0.1:9/"}
+    every, own = (client.post("/webhooks", json=url, headers=headers).json()["id"] for headers in (strong, weak))
+    job = client.post("/jobs", json=request_for(model, dataset, reference="Case Doe")).json()["id"]
+    problem(client.get(f"/jobs/{job}", headers=weak), 404, "not_found")
+    body = problem(client.get(f"/webhooks/{every}/deliveries", headers=weak), 403, "forbidden")
+    assert "needs the scope jobs:read" in body["detail"]
+    (told,) = client.get(f"/webhooks/{every}/deliveries", headers=strong).json()["data"]
+    assert told["payload"]["data"]["reference"] == "Case Doe"
+    with database.transaction() as session:
+        session.execute(update(Delivery).values(status="dead"))
+    refused = client.post(f"/deliveries/{told['id']}/replay", headers=weak)
+    assert "Case Doe" not in str(problem(refused, 403, "forbidden"))
+    with database.reading() as session:
+        assert session.get_one(Delivery, told["id"]).status == "dead"
+    assert client.post(f"/deliveries/{told['id']}/replay", headers=strong).status_code == 202
+    assert client.get(f"/webhooks/{own}/deliveries", headers=weak).json()["data"] == []
+    assert client.post(f"/webhooks/{every}/ping", headers=weak).status_code == 202
+
+
+def test_messages_go_a_month_after_their_last_try(client: TestClient, database: Database) -> None:
+    made = hook(client, "http://127.0.0.1:9/")
+    ids = [client.post(f"/webhooks/{made['id']}/ping").json()["id"] for _ in range(4)]
+    with database.transaction() as session:
+        month = now(session) - KEPT
+        for id_, status, at in zip(
+            ids,
+            ("dead", "delivered", "pending", "dead"),
+            (month - timedelta(1), month - timedelta(1), month - timedelta(1), month + timedelta(1)),
+            strict=True,
+        ):
+            session.execute(update(Delivery).where(Delivery.id == id_).values(status=status, next_at=at))
+    for limit, left in ((1, 3), (1000, 2)):
+        with database.transaction() as session:
+            outbox.prune(session, limit=limit)
+        assert len(deliveries(client, made["id"])) == left
+    assert {delivery["id"] for delivery in deliveries(client, made["id"])} == set(ids[2:])
 
 
 def test_what_cannot_be_a_webhook_is_refused(client: TestClient) -> None:
