@@ -16,11 +16,18 @@ from core.spec.sources import JsonLines, Source, Upload
 _MOST_READ = 256 << 20  # bytes of a file whose lines are counted while a caller waits
 
 
-def preview(session: Session, spec: JobSpec, caller: ApiKey) -> job_schemas.Validation:
-    """Raises SpecError as creating the job would."""
+def lines_in_files(spec: JobSpec) -> dict[str, int | None]:
+    """Records of each set that is a file of JSON lines; None where counting them would take too long. It may take a
+    while, in which no transaction should be open."""
+    files = {name: source for name, source in spec.data.sources().items() if isinstance(source, JsonLines)}
+    return {name: _lines(Path(source.path)) for name, source in files.items()}
+
+
+def preview(session: Session, spec: JobSpec, caller: ApiKey, lines: Mapping[str, int | None]) -> job_schemas.Validation:
+    """`lines` is what `lines_in_files` has counted. Raises SpecError as creating the job would."""
     resolved = jobs.checked(session, spec, now(session), caller.principal_id, caller.id)
     asker = (caller.principal_id, caller.id)
-    rows = {name: _rows(session, source) for name, source in spec.data.sources().items()}
+    rows = {name: _rows(session, source, lines.get(name)) for name, source in spec.data.sources().items()}
     return job_schemas.Validation(
         spec=resolved,
         rows=rows,
@@ -29,14 +36,9 @@ def preview(session: Session, spec: JobSpec, caller: ApiKey) -> job_schemas.Vali
     )
 
 
-def _rows(session: Session, source: Source) -> int | None:
+def _rows(session: Session, source: Source, lines: int | None) -> int | None:
     """Records of a set that are used; None where counting them would need the engine, or too long."""
-    if isinstance(source, Upload):
-        found: int | None = datasets.get(session, source.dataset).rows
-    elif isinstance(source, JsonLines):
-        found = _lines(Path(source.path))
-    else:
-        found = None
+    found = datasets.get(session, source.dataset).rows if isinstance(source, Upload) else lines
     return found if source.rows is None or found is None else min(found, source.rows)
 
 

@@ -18,7 +18,7 @@ from api.body import json_body
 from api.deps import PageQuery, Parts, Writer
 from api.errors import REQUEST_ID
 from api.openapi import JOB_BODY
-from api.preview import preview
+from api.preview import lines_in_files, preview
 from api.sight import Seen
 from api.store import deadlines, entering, jobs, life
 from api.store.tables import Job, Status
@@ -92,9 +92,10 @@ def validate(service: Parts, caller: Writer, body: Annotated[Any, Depends(json_b
     """What the same body would be as a job, how many records it would use, and what it may cost. Nothing is written;
     what POST /jobs would refuse is refused here alike."""
     spec = admit(parse(body), service.settings.data_roots)
+    lines = lines_in_files(spec)
     # Nothing is written, but what is named is held until all of it has been looked at, as when a job is made.
     with service.database.transaction() as session:
-        return preview(session, spec, caller)
+        return preview(session, spec, caller, lines)
 
 
 @router.get("")

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import func, inspect, select, table, update
 from starlette.testclient import TestClient
 
+from api import preview
 from api.store import keys, runs
 from api.store.session import Database
 from api.store.tables import Dataset, Job
@@ -49,6 +51,24 @@ def test_nothing_is_written_and_the_spec_is_that_of_the_job(
     assert found["estimate"]["memory_bytes"] is None
     assert "No run was measured" in found["estimate"]["reason"]
     assert found["spec"] == submitted(client, body)["spec"]
+
+
+def test_nobody_waits_to_write_while_a_file_is_counted(
+    client: TestClient, database: Database, model: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "data" / "retain.jsonl"
+    file.write_bytes(RECORDS)
+    body = request_for(model, dataset)
+    body["data"]["retain"] = {"source": "jsonl", "path": str(file)}
+    counted = preview._lines
+
+    def counted_while_somebody_writes(path: Path) -> int | None:
+        with database.transaction() as session:
+            session.execute(update(Job).values(attempt=0))
+        return counted(path)
+
+    monkeypatch.setattr(preview, "_lines", counted_while_somebody_writes)
+    assert client.post("/jobs/validate", json=body).json()["rows"] == {"forget": 4, "retain": 4}
 
 
 def test_a_bad_spec_is_refused_as_for_a_job(client: TestClient, model: str, dataset: str) -> None:
