@@ -40,6 +40,7 @@ class Request:
 
 
 Entered = tuple[Job, bool]
+Asker = tuple[str, str]  # ids of a principal and of the key that it uses
 # What a new job does not have yet.
 _NOT_YET = {column.name: None for column in Job.__table__.columns if column.nullable}
 
@@ -54,12 +55,10 @@ def enter(session: Session, requests: Sequence[Request]) -> list[Entered | Lethe
     before = _taken(session, requests)
     fresh = [i for i in range(len(requests)) if i not in before]
     named = Named.hold(session, [requests[i].spec for i in fresh])
-    checked = dict(zip(fresh, named.check(session, moment), strict=True))
-    for i, stored in zip(fresh, named.resolved, strict=True):
-        checked[i] = named.foreign(session, stored, requests[i].principal_id, requests[i].key_id) or checked[i]
+    askers = {i: (requests[i].principal_id, requests[i].key_id) for i in fresh}
+    checked = dict(zip(fresh, named.check(session, moment, list(askers.values())), strict=True))
     good = {i: spec for i, spec in checked.items() if not isinstance(spec, LetheError)}
-    askers = [(requests[i].principal_id, requests[i].key_id) for i in good]
-    warned = duplicates.warnings(session, list(good.values()), askers)
+    warned = duplicates.warnings(session, list(good.values()), [askers[i] for i in good])
     rows = {i: _row(requests[i], good[i], said, moment) for i, said in zip(good, warned, strict=True)}
     new = _insert(session, list(rows.values()))
     _follow(session, [row for row in rows.values() if row["id"] in new], moment)
@@ -89,31 +88,20 @@ class Named:
         ids = {model["id"] for spec in resolved for model in references.models(spec).values() if "id" in model}
         return cls(specs, resolved, datasets.keep(session, sets), models.hold(session, ids))
 
-    def check(self, session: Session, moment: datetime) -> list[dict[str, Any] | SpecError]:
-        """Each spec as it is stored, or what of it the service cannot carry out."""
+    def check(self, session: Session, moment: datetime, askers: Sequence[Asker]) -> list[dict[str, Any] | SpecError]:
+        """Each spec as it is stored, or what of it the service cannot carry out for whoever asks."""
         answers: list[dict[str, Any] | SpecError] = []
-        for spec, stored in zip(self.specs, self.resolved, strict=True):
+        for spec, stored, asker in zip(self.specs, self.resolved, askers, strict=True):
             try:
                 storable(spec.reference, "reference")
                 dates.check(spec.received_at, moment)
-                if problems := list(_unknown(session, stored, self)):
+                if problems := list(_unknown(session, stored, self, asker)):
                     raise SpecError(problems)
             except SpecError as error:
                 answers.append(error)
             else:
                 answers.append(stored)
         return answers
-
-    def foreign(self, session: Session, stored: Mapping[str, Any], principal_id: str, key_id: str) -> SpecError | None:
-        """What is said of sets of other principals, which only a key that sees everybody's may name: that there are
-        none."""
-        uploads = references.uploads(stored)
-        held = {name: self.datasets.get(upload) for name, upload in uploads.items()}
-        others = [name for name, found in held.items() if found and found.principal_id != principal_id]
-        # The key is looked at only where it matters: nearly every request names sets of its own.
-        if not others or keys.may(session.get_one(ApiKey, key_id), "jobs:read"):
-            return None
-        return SpecError([_no_set(name, uploads[name]) for name in others])
 
 
 def earlier(session: Session, *, principal_id: str, idempotency_key: str | None, body_digest: str) -> Job | None:
@@ -251,7 +239,7 @@ def _entry(row: Mapping[str, Any], moment: datetime) -> dict[str, Any]:
     )
 
 
-def _unknown(session: Session, spec: Mapping[str, Any], named: Named) -> Iterator[Problem]:
+def _unknown(session: Session, spec: Mapping[str, Any], named: Named, asker: Asker) -> Iterator[Problem]:
     for field, model in references.models(spec).items():
         if "id" in model and model["id"] not in named.models:
             said = f"There is no model '{model['id']}', or it is deleted. GET /models lists them."
@@ -260,13 +248,15 @@ def _unknown(session: Session, spec: Mapping[str, Any], named: Named) -> Iterato
             yield Problem(f"{field}.alias", model["alias"], missing)
     for name, upload in references.uploads(spec).items():
         found = named.datasets.get(upload)
-        if found is None:
-            yield _no_set(name, upload)
+        if found is None or _hidden(session, found, *asker):
+            said = f"There is no data set '{upload}'. GET /datasets lists them."
+            yield Problem(f"data.{name}.dataset", upload, said)
         elif found.destroyed_at is not None:
             said = f"The data set '{upload}' was destroyed. Upload its records again."
             yield Problem(f"data.{name}.dataset", upload, said)
 
 
-def _no_set(name: str, upload: str) -> Problem:
-    said = f"There is no data set '{upload}'. GET /datasets lists them."
-    return Problem(f"data.{name}.dataset", upload, said)
+def _hidden(session: Session, dataset: Dataset, principal_id: str, key_id: str) -> bool:
+    """Whether it is another principal's, and the key does not see everybody's."""
+    # The key is looked at only where it matters: nearly every request names sets of its own.
+    return dataset.principal_id != principal_id and not keys.may(session.get_one(ApiKey, key_id), "jobs:read")

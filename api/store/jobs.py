@@ -56,8 +56,7 @@ def create(
 def checked(session: Session, spec: JobSpec, moment: datetime, principal_id: str, key_id: str) -> dict[str, Any]:
     """The spec as it is stored. Raises SpecError for what the service cannot carry out, as `create` says."""
     named = entering.Named.hold(session, [spec])
-    (found,) = named.check(session, moment)
-    found = named.foreign(session, named.resolved[0], principal_id, key_id) or found
+    (found,) = named.check(session, moment, [(principal_id, key_id)])
     if isinstance(found, SpecError):
         raise found
     return found

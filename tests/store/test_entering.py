@@ -76,10 +76,20 @@ def test_anothers_set_is_as_absent_as_one_that_never_was(database: Database, mod
         asked = [
             request(blind, model.id, dataset.id),
             request(blind, model.id, "ds_00000000"),
+            # Nor does another fault in the same request tell them apart.
+            request(blind, "mdl_00000000", dataset.id),
+            request(blind, "mdl_00000000", "ds_00000000"),
             request(sees, model.id, dataset.id),
         ]
-        foreign, absent, allowed = entering.enter(session, asked)
-    assert isinstance(foreign, SpecError)
-    assert isinstance(absent, SpecError)
-    assert str(foreign).replace(dataset.id, "ds_00000000") == str(absent)
+        *refused, allowed = entering.enter(session, asked)
     assert not isinstance(allowed, Exception)
+    for foreign, absent in (refused[:2], refused[2:]):
+        assert isinstance(foreign, SpecError)
+        assert isinstance(absent, SpecError)
+        assert str(foreign).replace(dataset.id, "ds_00000000") == str(absent)
+    assert isinstance(refused[2], SpecError)
+    assert [fault.param for fault in refused[2].problems] == ["model.id", "data.forget.dataset"]
+    with database.transaction() as session:
+        session.get_one(Dataset, dataset.id).destroyed_at = session.get_one(Dataset, dataset.id).created_at
+        destroyed, _ = entering.enter(session, asked[:2])
+    assert str(destroyed) == str(refused[0]), "nor whether it was destroyed"
