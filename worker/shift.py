@@ -99,17 +99,36 @@ class Shift:
 
     def _look_after(self) -> None:
         while not self.leaving.is_set():
-            try:
-                self._look()
-            except Exception:
-                # The database or the broker is away; the next look may find it back.
-                log.warning("sweep failed", exc_info=True)
+            self._look()
             self.leaving.wait(self.settings.poll_seconds)
 
     def _look(self) -> None:
-        """Requeue what dead workers left, ring again for what waits, and take a waiting job where a slot is free."""
+        """All that is due. What fails, since database, broker or store is away, holds up nothing behind it."""
+        duties = (
+            self._remove_folders,
+            self._sweep,
+            self._take_waiting,
+            self._tell_of_due_dates,
+            self._prune_messages,
+            self._destroy,
+            self._record_destroyed,
+            self._seal,
+            self._remove_orphans,
+            self._remove_parts,
+        )
+        for duty in duties:
+            try:
+                duty()
+            except Exception:
+                # The next look may find it back.
+                log.warning("duty failed", duty=duty.__name__.strip("_"), exc_info=True)
+
+    def _remove_folders(self) -> None:
         for name in remove_abandoned(self.settings.work_dir):
             log.info("abandoned folder removed", folder=name)
+
+    def _sweep(self) -> None:
+        """Requeue what dead workers left, and ring again for what waits."""
         with self._database.transaction() as session:
             requeued = sweep.expired(session, cap=self.settings.attempts_cap)
             rung = [*(job.id for job in requeued if job.status == "queued")]
@@ -120,15 +139,26 @@ class Shift:
             except Exception as error:
                 log.warning("broker unreachable", error=type(error).__name__)
                 break
-        self._take_waiting()
+
+    def _tell_of_due_dates(self) -> None:
         with self._database.transaction() as session:
             outbox.tell_of_due_dates(session, soon=timedelta(days=self.settings.due_soon_days))
+
+    def _prune_messages(self) -> None:
+        with self._database.transaction() as session:
             outbox.prune(session)
+
+    def _destroy(self) -> None:
         destroy_due(self._database, self._blobs, self.settings.retention_days, f"worker:{self._name}")
+
+    def _record_destroyed(self) -> None:
         record_destroyed(self._database, self._blobs, self._key)
-        self._seal()
+
+    def _remove_orphans(self) -> None:
         # Looks come at no fixed times, and so do drawers: workers do not look into the same one together.
         remove_orphans(self._database, self._blobs, random.randrange(DRAWERS), self.settings.orphan_seconds)
+
+    def _remove_parts(self) -> None:
         self._blobs.remove_abandoned(self.settings.orphan_seconds)
 
     def _seal(self) -> None:
