@@ -86,7 +86,7 @@ def line(service: Parts, model_id: str) -> Line:
 @router.delete("/{model_id}")
 def delete(service: Parts, caller: ModelWriter, model_id: str) -> ModelInLine:
     """Forget a registered folder, whose files stay, or delete the files of a model that a job has left; its report
-    stays. 409 while an alias stands for it, or a job that has not ended names it."""
+    stays. 409 while an alias stands for it, a job that has not ended names it, or that job is under legal hold."""
     with service.database.transaction() as session:
         _, unused = models.delete(session, model_id, actor=caller.principal_id, key_id=caller.id)
     if unused:

@@ -137,7 +137,7 @@ def delete(session: Session, model_id: str, *, actor: str, key_id: str | None = 
     descend from it. Deleting twice changes nothing.
 
     Returns the blobs to give to `artifacts.delete_plain` after commit. Raises NotFound, and Conflict while an alias
-    stands for it or a job that has not ended names it.
+    stands for it, a job that has not ended names it, or the job that left it is under legal hold.
     """
     model = by_id(session, Model, model_id, lock=True)
     if model.deleted_at is None:
@@ -145,6 +145,8 @@ def delete(session: Session, model_id: str, *, actor: str, key_id: str | None = 
             raise Conflict(f"Model {model.id} is what {', '.join(stands)} stands for. Move the alias first.")
         if waiting := _named_by(session, model.id):
             raise Conflict(f"Model {model.id} is named by job {waiting}, which has not ended.")
+        if model.job_id and by_id(session, Job, model.job_id, lock=True).held_at is not None:
+            raise Conflict(f"Model {model.id} was left by job {model.job_id}, which is under legal hold.")
         model.deleted_at = now(session)
         for file in session.scalars(select(Artifact).where(Artifact.job_id == model.job_id, Artifact.kind == "model")):
             session.delete(file)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.store import aliases, artifacts, attempts, audit, jobs, lineage, models
+from api.store import aliases, artifacts, attempts, audit, decisions, jobs, lineage, models
 from api.store.artifacts import StoredFile
 from api.store.attempts import Claim
 from api.store.blobs import Blobs
@@ -121,6 +121,20 @@ def test_a_registered_folder_is_forgotten_and_may_come_back(database: Database, 
         with database.transaction() as session:
             again, created = models.register(session, path=model.path, digest=model.digest, **facts)
         assert (again.id, created, again.deleted_at) == (model.id, new, None)
+
+
+def test_a_model_of_a_job_under_legal_hold_is_not_deleted(database: Database, model: Model, forget: Forget) -> None:
+    made = forget(model.id, "a")
+    assert made.job_id is not None
+    with database.transaction() as session:
+        decisions.hold(session, made.job_id, "prn_x", reason="a claim was raised")
+    with database.transaction() as session, pytest.raises(Conflict, match=f"job {made.job_id}, which is under legal"):
+        models.delete(session, made.id, actor="prn_x")
+    with database.transaction() as session:
+        assert len(artifacts.of(session, made.job_id, "model")) == len(WEIGHTS)
+        decisions.release(session, made.job_id, "prn_x", reason="it was settled")
+    with database.transaction() as session:
+        assert models.delete(session, made.id, actor="prn_x")[0].deleted_at is not None
 
 
 @pytest.mark.parametrize("field", ["model", "base", "reference", "alias"])
