@@ -65,21 +65,28 @@ def run_next(bench: Bench) -> bool:
     with structlog.contextvars.bound_contextvars(**_ids(claim)):
         log.info("claimed", resumes_from=claim.checkpoint.step if claim.checkpoint else None)
         try:
-            with attempt_folder(bench.settings.work_dir, claim) as folder:
-                _attempt(bench, claim, folder)
-            log.info("attempt ended")
+            _attempted(bench, claim)
         except LeaseLost:
             log.warning("lease lost")
-        except Exception as error:
-            # Ours, not the engine's: a full disk, say. The job is given back at once instead of when its lease runs
-            # out.
-            log.exception("attempt broke off")
-            _release(bench, claim, f"the worker failed: {_told(error)}")
         finally:
             bench.spare.refill()
     for each in claim.everyone:
         meter.ATTEMPTS.labels(_outcome(bench, each)).observe(time.monotonic() - began)
     return True
+
+
+def _attempted(bench: Bench, claim: Claim) -> None:
+    """The attempt, to whatever end. Raises LeaseLost."""
+    try:
+        with attempt_folder(bench.settings.work_dir, claim) as folder:
+            _attempt(bench, claim, folder)
+        log.info("attempt ended")
+    except LeaseLost:
+        raise
+    except Exception as error:
+        # Ours, not the engine's: a full disk, say. The job is given back at once instead of when its lease runs out.
+        log.exception("attempt broke off")
+        _release(bench, claim, f"the worker failed: {_told(error)}")
 
 
 def _ids(claim: Claim) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """What an engine leaves is stored once the job has succeeded, and sealed where it tells of single records."""
 
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from sqlalchemy import update
 
 from api.store import artifacts, audit, chain_check, due, jobs, keys, sealed
@@ -142,6 +144,20 @@ def test_a_job_whose_key_does_not_open_fails_and_says_so(
     assert (job.status, behind.status, job.counted) == ("failed", "succeeded", 0)
     assert job.error is not None
     assert (job.error["code"], job_id in job.error["message"]) == ("invalid_setting", True)
+
+
+def test_a_worker_that_fails_after_it_lost_its_lease_says_so_and_goes_on(
+    bench: Callable[..., Bench], database: Database, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken_away(*_: Any) -> None:
+        with database.transaction() as session:
+            jobs.get(session, job_id).attempt += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("worker.attempt._attempt", taken_away)
+    with structlog.testing.capture_logs() as logs:
+        assert run_next(bench(DONE, new_key(), {}))
+    assert [line["event"] for line in logs] == ["claimed", "attempt broke off", "lease lost"]
 
 
 @pytest.mark.parametrize("fault", ["the signature", "a file"])
