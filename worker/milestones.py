@@ -14,7 +14,7 @@ _TOLD = {  # which fields of an event are of ours
     "phase": ("phase",),
     "checkpoint": ("step",),
     "scores": ("when",),
-    "attack": ("label",),
+    "attack": ("attack",),
     "done": (),
     "error": ("code", "retryable"),
 }

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 
 from api.store import events, jobs, life, metrics
 from api.store.attempts import Claim
@@ -87,8 +88,10 @@ def test_what_an_engine_tells_is_written_and_what_is_not_known_changes_nothing(
     ]
     store = CheckpointStore(database, Blobs(f"file://{tmp_path / 'artifacts'}"), claim)
     engine = Scripted(tmp_path / "prepared", told).take()
-    with Relay(database, claim, engine, store, LEASE, 1.0, threading.Event()) as relay:
+    relay = Relay(database, claim, engine, store, LEASE, 1.0, threading.Event())
+    with structlog.testing.capture_logs() as logs, relay:
         assert relay.run({"out": str(tmp_path / "out")}) == 0
+    assert [line["attack"] for line in logs if line["event"] == "engine: attack"] == ["relearn", "paraphrase"]
     with database.reading() as session:
         assert [(m.step, m.values) for m in metrics.of(session, claim.job_id, "watch")] == [(2, watched), (4, seen)]
         notes = [(e.kind, e.data) for e in events.since(session, claim.job_id) if e.kind != "status"]
