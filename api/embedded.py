@@ -24,6 +24,7 @@ import httpx
 
 from api.part import Part
 from api.store import keys
+from api.store.errors import InvalidSetting
 from api.store.migrate import upgrade
 from api.store.session import now, open_database
 from core.errors import LetheError
@@ -43,21 +44,28 @@ class EmbeddedError(LetheError):
 
 @dataclass
 class Service:
-    """A running embedded service: its address, a key to it, and its parts, in the order in which they are started."""
+    """A running embedded service: its address, a key to it, and its parts, in the order in which they are started.
+
+    Once it is ready `new_key` holds a key, where there was none or where `key_name` asks for one.
+    """
 
     home: Path
     url: str
     public_key: Path
-    new_key: str | None
-    parts: list[Part] = field(default_factory=list)
+    environment: Mapping[str, str] = field(repr=False)
+    parts: list[Part]
+    key_name: str | None = None
+    new_key: str | None = field(default=None, repr=False)
 
     def tend(self) -> None:
         """Start again what has died; at most once a second each.
 
         Raises EmbeddedError where a part dies as soon as it is started, time after time: then something is wrong that
-        starting it again does not mend.
+        starting it again does not mend. Raises InvalidSetting where a part says that a setting is wrong.
         """
         for part in self.parts:
+            if refusal := part.refusal():
+                raise InvalidSetting(refusal)
             lived = time.monotonic() - part.started
             if lived > _SHORT_LIFE:
                 part.short_lives = 0
@@ -68,12 +76,14 @@ class Service:
                 part.start()
 
     def wait_ready(self) -> None:
-        """Wait until the API says it is ready. Raises EmbeddedError with where the logs lie."""
+        """Wait until the API says it is ready. Raises EmbeddedError with where the logs lie, and InvalidSetting."""
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
             self.tend()
             try:
                 if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
+                    # Not before: whoever made the key must come to print it, or nobody ever knows it.
+                    self.new_key = _first_key(self.environment, self.key_name)
                     return
             except httpx.TransportError:
                 pass
@@ -118,8 +128,9 @@ def interruptible() -> Iterator[None]:
 def service(home: Path, *, host: str = "127.0.0.1", port: int = 0, key_name: str | None = None) -> Iterator[Service]:
     """Start the service under `home` and stop all of it at the end of the block.
 
-    Port 0 takes a free one. A key is made, and handed over once, where there is none yet or where `key_name` asks for
-    one. Raises EmbeddedError where another service holds the folder or no Redis can be found.
+    Port 0 takes a free one. A key is made once the service is ready, and handed over once, where there is none yet or
+    where `key_name` asks for one. Raises EmbeddedError where another service holds the folder, the port is in use or no
+    Redis can be found, and InvalidSetting where a setting of the worker is wrong.
     """
     home = home.resolve()
     try:
@@ -128,22 +139,28 @@ def service(home: Path, *, host: str = "127.0.0.1", port: int = 0, key_name: str
         home.chmod(0o700)
     except OSError as error:
         raise EmbeddedError(f"{home} cannot be used as the service's home: {error.strerror}.") from None
-    for folder in ("logs", "artifacts", "work", "models"):
-        (home / folder).mkdir(parents=True, exist_ok=True)
     with _only_one(home), tempfile.TemporaryDirectory(prefix="lethe-") as private:
+        port = _bindable(host, port)
+        for folder in ("logs", "artifacts", "work", "models"):
+            (home / folder).mkdir(exist_ok=True)
         # A socket's path may have about a hundred characters only, so it does not lie under home.
         broker = Path(private) / "redis.sock"
         environment = _environment(home, broker)
+        # The API that cannot use its settings never gets ready; of the worker nobody would hear until much later.
+        asked = Part("worker", [sys.executable, "-m", "worker.app"], environment, home / "logs" / "worker.log")
+        asked.start()
         upgrade(environment["LETHE_DATABASE_URL"])
-        new_key = _first_key(environment, key_name)
+        asked.wait()
+        if refusal := asked.refusal():
+            raise InvalidSetting(refusal)
         load_or_create_key(Path(environment["LETHE_SIGNING_KEY_FILE"]))
-        port = _bindable(host, port)
         running = Service(
             home,
             f"http://{host}:{port}",
             public_path(Path(environment["LETHE_SIGNING_KEY_FILE"])),
-            new_key,
+            environment,
             _parts(home, environment, broker, host, port),
+            key_name,
         )
         try:
             for part in running.parts:

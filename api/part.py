@@ -13,6 +13,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _STOP_SECONDS = 20.0
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
+_INVALID, _SAID = 2, "lethe: "  # how a part ends that cannot use its settings
 
 
 @dataclass
@@ -26,10 +27,12 @@ class Part:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     short_lives: int = 0  # in a row
+    log_begins: int = 0  # where in the log this start's lines do
 
     def start(self) -> None:
         """Start it, in a session of its own: Ctrl-C reaches the roof only, which ends the parts in their order."""
         with self.log.open("ab") as log:
+            self.log_begins = log.tell()
             self.process = subprocess.Popen(
                 self.command,
                 cwd=_ROOT,
@@ -45,6 +48,20 @@ class Part:
     def alive(self) -> bool:
         """Whether its process runs."""
         return self.process is not None and self.process.poll() is None
+
+    def wait(self) -> None:
+        """Wait until it has ended by itself."""
+        if self.process is not None:
+            self.process.wait()
+
+    def refusal(self) -> str | None:
+        """What it said of its settings, where it ended itself because of them."""
+        if self.process is None or self.process.poll() != _INVALID:
+            return None
+        with self.log.open("rb") as log:
+            log.seek(self.log_begins)
+            lines = log.read().decode(errors="replace").splitlines()
+        return next((line.removeprefix(_SAID) for line in lines if line.startswith(_SAID)), None)
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL where it does not heed it."""

@@ -35,7 +35,7 @@ class Queue:
         """`timeout` is in seconds, for each exchange with the broker. Raises InvalidSetting for another kind of URL."""
         if not url.startswith(SCHEMES):
             # The text is not repeated: it may hold a password.
-            raise InvalidSetting(f"broker_url must begin with one of: {', '.join(SCHEMES)}.", param="broker_url")
+            raise InvalidSetting(f"LETHE_BROKER_URL must begin with one of: {', '.join(SCHEMES)}.", param="broker_url")
         self._app = Celery("lethe", broker=url, set_as_current=False)
         self._app.conf.update(
             task_default_queue=QUEUE,

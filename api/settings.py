@@ -7,7 +7,7 @@ from limits import parse
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from api.store.settings import DatabaseSettings, Secret, StoreSettings
+from api.store.settings import DatabaseSettings, JsonList, Secret, StoreSettings
 
 MIB = 1 << 20
 
@@ -39,10 +39,10 @@ class KeySettings(DatabaseSettings):
 class Settings(KeySettings, StoreSettings):
     """Settings of one API process. Sizes are in bytes, times in seconds."""
 
-    model_roots: list[Path] = Field(
+    model_roots: JsonList[Path] = Field(
         default_factory=list, description="folders below which a model may be registered, as a JSON list"
     )
-    data_roots: list[Path] = Field(
+    data_roots: JsonList[Path] = Field(
         default_factory=list,
         description="folders below which every path of a request must lie (data, refusals_file, evaluation), as a JSON "
         "list; none: uploads only",
@@ -58,7 +58,6 @@ class Settings(KeySettings, StoreSettings):
     upload_seconds: float = Field(3600, gt=0, description="how long a request's body may take in all")
     events_poll: float = Field(0.5, gt=0, description="how often an event stream looks for news")
     events_heartbeat: float = Field(15, gt=0, description="longest silence of an event stream")
-    events_streams: int = Field(100, ge=1, description="how many event streams of one key a process keeps open at once")
     rate_limit: Limit = Field(
         "1200/minute", description="how many calls a key may make, such as 20/second or 1200/minute; empty: any number"
     )
@@ -70,7 +69,7 @@ class Settings(KeySettings, StoreSettings):
     broker_timeout: float = Field(1, gt=0, description="how long the broker may take for one answer")
     metrics_open: bool = Field(False, description="whether /metrics asks for no key")
     webhooks_deliver: bool = Field(True, description="whether this process delivers what waits for webhooks")
-    webhook_allow: list[str] = Field(
+    webhook_allow: JsonList[str] = Field(
         default_factory=list,
         description="hosts, addresses and networks that webhooks may lead to though they are not public or speak no "
         'https, as a JSON list such as ["hooks.internal", "10.1.0.0/16"]',

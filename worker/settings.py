@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from api.store.settings import StoreSettings
+from api.store.settings import JsonList, StoreSettings
 
 
 class WorkerSettings(StoreSettings):
@@ -14,7 +14,7 @@ class WorkerSettings(StoreSettings):
     work_dir: Path = Field(description="folder for the running attempts; plaintext lies here only while one runs")
     signing_key_file: Path = Field(description="PEM private key (ECDSA P-256) that signs reports; `lethe up` makes it")
     lease_seconds: float = Field(30.0, ge=1, description="how long a job stays this worker's without a renewal")
-    devices: list[str] = Field(
+    devices: JsonList[str] = Field(
         default_factory=list,
         description='CUDA devices of each job at once, as a JSON list such as ["0,1", "2,3"]; empty: all of every job',
     )

@@ -238,8 +238,8 @@ def _fault(url: str, remote: Collection[str]) -> str | None:
 def _unusable(fault: str, remote: Collection[str]) -> InvalidSetting:
     # The URL is not repeated: it may hold credentials.
     return InvalidSetting(
-        f"artifacts_url cannot be used: {fault}. Allowed: file:///absolute/path, or <scheme>://bucket/prefix where "
-        f"fsspec's driver is installed: {', '.join(remote)}.",
+        f"LETHE_ARTIFACTS_URL cannot be used: {fault}. Allowed: file:///absolute/path, or <scheme>://bucket/prefix "
+        f"where fsspec's driver is installed: {', '.join(remote)}.",
         param="artifacts_url",
     )
 

@@ -121,12 +121,12 @@ def _target(url: str) -> URL:
         target = make_url(url)
     except ArgumentError:
         # The text is not repeated: it may hold a password.
-        raise InvalidSetting("database_url is not a URL. " + _ALLOWED, param="database_url") from None
+        raise InvalidSetting("LETHE_DATABASE_URL is not a URL. " + _ALLOWED, param="database_url") from None
     driver = _DRIVERS.get(target.drivername)
     if driver is None:
-        raise InvalidSetting(f"database_url begins with '{target.drivername}'. {_ALLOWED}", param="database_url")
+        raise InvalidSetting(f"LETHE_DATABASE_URL begins with '{target.drivername}'. {_ALLOWED}", param="database_url")
     if driver.startswith("sqlite") and target.database in (None, "", ":memory:"):
-        raise InvalidSetting(f"database_url names no file. {_ALLOWED}", param="database_url")
+        raise InvalidSetting(f"LETHE_DATABASE_URL names no file. {_ALLOWED}", param="database_url")
     return target.set(drivername=driver)
 
 

@@ -1,19 +1,21 @@
 """What the store must be told: where its database, its broker and its files are. Read from LETHE_* variables."""
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
-from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from api.store.errors import InvalidSetting
 from core.errors import LetheError
 
 S = TypeVar("S", bound=BaseSettings)
+T = TypeVar("T")
 
 # What stands in examples and in files that were copied and not filled in.
 _PLACEHOLDERS = ("change", "default", "example", "password", "placeholder", "secret")
@@ -33,6 +35,22 @@ def _no_placeholder(value: str, info: ValidationInfo) -> str:
 
 # A text by which the deployment is kept apart from all others; it must have been made by chance.
 Secret = Annotated[str, AfterValidator(_no_placeholder)]
+
+
+def _read_as_json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise PydanticCustomError("json_list", 'This is no JSON list. Allowed: such as ["one", "another"], or []')
+    return found
+
+
+# Read here and not by pydantic-settings, whose own error names neither the variable nor the value.
+JsonList = Annotated[list[T], NoDecode, BeforeValidator(_read_as_json)]
 
 
 class DatabaseSettings(BaseSettings):
@@ -78,11 +96,16 @@ def load(kind: type[S]) -> S:
         raise InvalidSetting(" ".join(misspelt))
     try:
         return kind()
-    except SettingsError as error:
-        raise InvalidSetting(f'{error}. Lists are written as JSON: ["/models"].') from None
     except ValidationError as error:
-        lines = [f"LETHE_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
-        raise InvalidSetting("; ".join(lines)) from None
+        raise InvalidSetting("; ".join(_fault(kind, fault) for fault in error.errors())) from None
+
+
+def _fault(kind: type[BaseSettings], fault: ErrorDetails) -> str:
+    name = str(fault["loc"][0])
+    # What is kept out of the repr may hold a password.
+    told = fault["type"] != "missing" and kind.model_fields[name].repr
+    given = f" (got {json.dumps(fault['input'], ensure_ascii=False, default=str)})" if told else ""
+    return f"LETHE_{name.upper()}: {fault['msg']}{given}"
 
 
 def slips(kind: type[BaseSettings], names: Iterable[str]) -> Iterator[tuple[str, str]]:
