@@ -58,6 +58,7 @@ class Try:
     id: str
     number: int  # from 1: the fencing token of its outcome
     webhook_id: str
+    principal_id: str  # whose webhook it is
     url: str
     wrapped: bytes  # the webhook's secret, as the vault wrapped it
     payload: Mapping[str, Any]
@@ -131,10 +132,12 @@ def ping(session: Session, webhook: Webhook) -> Delivery:
 
 
 def take(session: Session, *, busy: Iterable[str] = ()) -> Try | None:
-    """The message that has waited longest for its next try, unless its webhook is one of the `busy` ones."""
+    """The message that has waited longest for its next try, unless its webhook or its principal is among the `busy`."""
+    names = list(busy)
+    left_out = select(Webhook.id).where(or_(Webhook.id.in_(names), Webhook.principal_id.in_(names)))
     query = (
         select(Delivery)
-        .where(Delivery.status == "pending", Delivery.next_at <= now(session), Delivery.webhook_id.not_in(list(busy)))
+        .where(Delivery.status == "pending", Delivery.next_at <= now(session), Delivery.webhook_id.not_in(left_out))
         .order_by(Delivery.next_at)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -144,7 +147,7 @@ def take(session: Session, *, busy: Iterable[str] = ()) -> Try | None:
         if _alive(session, hook):
             delivery.tries += 1
             delivery.next_at = now(session) + timedelta(seconds=LEASE)
-            return Try(delivery.id, delivery.tries, hook.id, hook.url, hook.secret, delivery.payload)
+            return Try(delivery.id, delivery.tries, hook.id, hook.principal_id, hook.url, hook.secret, delivery.payload)
         # Removed between the event and now, or its principal disabled: there is nobody to tell.
         delivery.status, delivery.error = "dead", "webhook_removed"
     return None

@@ -21,8 +21,10 @@ from core.errors import LetheError
 log = structlog.get_logger()
 
 POLL_SECONDS = 1.0
-AT_ONCE = 8
-AT_ONCE_EACH = 2  # to one webhook: a receiver that hangs must not keep all others waiting
+# Receivers that hang must not keep all others waiting.
+AT_ONCE = 16
+AT_ONCE_OF_ONE = 4  # to webhooks of one principal
+AT_ONCE_EACH = 2  # to one webhook
 
 
 class Deliverer:
@@ -36,6 +38,7 @@ class Deliverer:
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._under_way: Counter[str] = Counter()  # tries by webhook
+        self._by_principal: Counter[str] = Counter()
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook")
         self._thread = threading.Thread(target=self._go_on, name="webhooks")
 
@@ -71,12 +74,12 @@ class Deliverer:
                 if self._under_way.total() >= AT_ONCE:
                     return
                 busy = [hook for hook, tries in self._under_way.items() if tries >= AT_ONCE_EACH]
+                busy += [owner for owner, tries in self._by_principal.items() if tries >= AT_ONCE_OF_ONE]
             with self._database.transaction() as session:
                 tried = outbox.take(session, busy=busy)
             if tried is None:
                 return
-            with self._lock:
-                self._under_way[tried.webhook_id] += 1
+            self._count(tried, 1)
             self._pool.submit(self._carry_out, tried)
 
     def _carry_out(self, tried: Try) -> None:
@@ -98,9 +101,13 @@ class Deliverer:
             # Its lease will pass, and it is tried again.
             log.exception("webhook's outcome not written", delivery=tried.id)
         finally:
-            with self._lock:
-                self._under_way[tried.webhook_id] -= 1
+            self._count(tried, -1)
             self._wake.set()
+
+    def _count(self, tried: Try, change: int) -> None:
+        with self._lock:
+            self._under_way[tried.webhook_id] += change
+            self._by_principal[tried.principal_id] += change
 
     def _tried(self, tried: Try) -> Outcome:
         try:

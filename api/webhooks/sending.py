@@ -76,7 +76,7 @@ class _Checked(NetworkBackend):
         socket_options: Iterable[SOCKET_OPTION] | None = None,
     ) -> NetworkStream:
         """To the first of the host's addresses that answers. Raises Refused unless all of them are allowed."""
-        addresses = self._guard.addresses(host, port, self._scheme)
+        addresses = self._guard.addresses(host, port, self._scheme, _left(self._deadline))
         for address in addresses[:-1]:
             try:
                 return self._connect(address, port, local_address, socket_options)

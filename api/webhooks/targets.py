@@ -7,7 +7,9 @@ checked, and the connection is made to an address that was checked: what it reso
 
 import ipaddress
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolve = Callable[[str, int], Sequence[str]]
 
 LONGEST = 2000
+RESOLVED_WITHIN = 10.0  # seconds
 _UNICAST = ipaddress.ip_network("2000::/3")  # all that was ever handed out of IPv6
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the last 32 bits are an IPv4 address that a gateway would connect to
 
@@ -71,10 +74,12 @@ class Guard:
             raise SpecError([Problem("url", None, error.message)]) from None
         return target
 
-    def addresses(self, host: str, port: int, scheme: str = "https") -> list[str]:
-        """The host's addresses, of which a connection may take any. Raises Refused unless all of them are allowed."""
+    def addresses(self, host: str, port: int, scheme: str = "https", within: float = RESOLVED_WITHIN) -> list[str]:
+        """The host's addresses, of which a connection may take any. Raises Refused unless all of them are allowed, and
+        known within so many seconds."""
         try:
-            found = [ipaddress.ip_address(text.partition("%")[0]) for text in self._resolve(host, port)]
+            texts = _in_time(within, self._resolve, host, port)
+            found = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
         except (OSError, UnicodeError, ValueError):
             found = []
         trusted = host in self._hosts or all(map(self._listed, found))
@@ -93,6 +98,21 @@ class Guard:
 
     def _listed(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+def _in_time(seconds: float, resolve: Resolve, host: str, port: int) -> Sequence[str]:
+    """Raises TimeoutError, which is an OSError, where it takes longer."""
+    found: Future[Sequence[str]] = Future()
+
+    def look_up() -> None:
+        try:
+            found.set_result(resolve(host, port))
+        except Exception as error:
+            found.set_exception(error)
+
+    # The system's resolver knows no deadline: what it takes beyond that is waited for by nobody.
+    threading.Thread(target=look_up, name="resolve", daemon=True).start()
+    return found.result(seconds)
 
 
 def parsed(url: str) -> Target:

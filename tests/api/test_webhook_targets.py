@@ -4,6 +4,7 @@ check and on the wire: redirects, names that change, names with several addresse
 import ipaddress
 import ssl
 import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -37,7 +38,7 @@ def guard(*addresses: str, allow: Sequence[str] = ()) -> Guard:
 
 
 def sent(url: str, by: Guard) -> Outcome:
-    message = Try("dlv_1", 1, "whk_1", url, b"", {"type": "ping"})
+    message = Try("dlv_1", 1, "whk_1", "prn_1", url, b"", {"type": "ping"})
     return sending.send(message, b"s" * 32, by, datetime.now(UTC))
 
 
@@ -115,6 +116,20 @@ def test_a_name_without_an_address_and_one_with_an_inner_one_are_told_alike() ->
             guard(*addresses).check("https://example.org/")
         said.append(str(error.value))
     assert said[0] == said[1]
+
+
+def test_a_name_server_that_hangs_costs_no_more_than_a_try_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "TIMEOUT", 0.3)
+    asked = threading.Event()
+
+    def hang(_host: str, _port: int) -> list[str]:
+        asked.wait(10)
+        return [PUBLIC]
+
+    began = time.monotonic()
+    assert sent("https://example.org/", Guard((), hang)).error == "target_refused"
+    assert time.monotonic() - began < 5
+    asked.set()
 
 
 def test_a_name_that_leads_elsewhere_later_is_not_followed() -> None:

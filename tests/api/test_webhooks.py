@@ -21,7 +21,7 @@ from api.store.records import Delivery, Event
 from api.store.session import Database, now
 from api.store.tables import Job, Principal, Status
 from api.store.vault import Vault
-from api.webhooks.deliverer import AT_ONCE_EACH, Deliverer
+from api.webhooks.deliverer import AT_ONCE, AT_ONCE_EACH, AT_ONCE_OF_ONE, Deliverer
 from api.webhooks.targets import Guard
 from tests.api.parts import MASTER, SECRET, ApiProcess, bearer, key_for, problem, request_for, settings_for, uploaded
 from tests.api.receiver import Receiver
@@ -358,6 +358,25 @@ def test_one_that_hangs_keeps_nobody_waiting(client: TestClient, receiver: Recei
         assert time.monotonic() - began < 4
         slow.wait(6)
         assert slow.most_at_once == AT_ONCE_EACH
+
+
+@pytest.mark.usefixtures("_delivering")
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_principal_all_of_whose_receivers_hang_keeps_no_other_waiting(
+    client: TestClient, database: Database, receiver: Receiver
+) -> None:
+    other = bearer(key_for(database, "other", scopes=["jobs:write"]))
+    quick = client.post("/webhooks", json={"url": receiver.url}, headers=other).json()["id"]
+    with Receiver(slow=1.0) as slow:
+        for held in [hook(client, slow.url)["id"] for _ in range(AT_ONCE // AT_ONCE_EACH)]:
+            for _ in range(AT_ONCE_EACH):
+                client.post(f"/webhooks/{held}/ping")
+        slow.wait(AT_ONCE_OF_ONE)
+        client.post(f"/webhooks/{quick}/ping", headers=other)
+        receiver.wait(1, 5)
+        assert len(slow.got) < AT_ONCE
+        slow.wait(AT_ONCE)
+        assert slow.most_at_once == AT_ONCE_OF_ONE
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
