@@ -19,7 +19,9 @@ ENDED = ("succeeded", "failed", "cancelled", "rejected")
 
 
 def main() -> None:
-    model_folder, forget, retain, out = map(Path, sys.argv[1:5])
+    if len(sys.argv) != 5 or "LETHE_API_KEY" not in os.environ:
+        sys.exit(__doc__)
+    model_folder, forget, retain, out = map(Path, sys.argv[1:])
     headers = {"Authorization": f"Bearer {os.environ['LETHE_API_KEY']}"}
     with httpx.Client(base_url=URL, headers=headers, timeout=30) as http:
         model = checked(http.post("/models", json={"path": str(model_folder.resolve())}))
@@ -86,9 +88,19 @@ def checked(answer: httpx.Response) -> dict:
     """The answer's JSON. Errors are problem documents (RFC 9457): `detail` is for people, `code` for programs."""
     if answer.is_error:
         problem = answer.json()
-        sys.exit(f"{answer.request.method} {answer.request.url.path}: {problem['detail']} ({problem['code']})")
+        # Of an upload, which lines are no records, and why.
+        lines = [
+            f"\n  line {fault['line']}: {fault['message']}" for fault in problem.get("errors", ()) if "line" in fault
+        ]
+        said = f"{problem['detail']} ({problem['code']}){''.join(lines)}"
+        sys.exit(f"{answer.request.method} {answer.request.url.path}: {said}")
     return answer.json()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except httpx.TransportError as error:
+        sys.exit(f"{URL} does not answer: {error}")
+    except OSError as error:
+        sys.exit(f"{error.filename}: {error.strerror}")

@@ -15,6 +15,8 @@ URL = os.environ.get("LETHE_URL", "http://127.0.0.1:8000")
 
 
 def main() -> None:
+    if "LETHE_API_KEY" not in os.environ:
+        sys.exit(__doc__)
     headers = {"Authorization": f"Bearer {os.environ['LETHE_API_KEY']}"}
     with httpx.Client(base_url=URL, headers=headers, timeout=30) as http:
         if len(sys.argv) == 1:
@@ -40,4 +42,7 @@ def checked(answer: httpx.Response) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except httpx.TransportError as error:
+        sys.exit(f"{URL} does not answer: {error}")
