@@ -42,7 +42,7 @@ from api.routes import (
     webhooks,
 )
 from api.settings import Settings
-from api.store import bare, coredumps, logs
+from api.store import adopted, bare, coredumps, logs
 from api.store.blobs import Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
@@ -92,7 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         service.leaving.watch()
         telling = asyncio.create_task(_tell_of_floods(service.refusals))
         # Beside the first requests: the database may be away, or still without its tables.
-        wrapping = threading.Thread(target=_wrap_bare_keys, args=(service,), daemon=True)
+        wrapping = threading.Thread(target=_take_over, args=(service,), daemon=True)
         wrapping.start()
         deliverer = Deliverer(service.database, service.vault, service.guard)
         if service.settings.webhooks_deliver:
@@ -137,8 +137,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _wrap_bare_keys(service: Service) -> None:
+def _take_over(service: Service) -> None:
+    """What the first version of Lethe has left, or enters still."""
     try:
+        with service.database.transaction() as session:
+            if rows := adopted.adopt(session):
+                log.info("rows adopted", rows=rows)
         if wrapped := bare.wrap_all(service.database, service.vault):
             log.info("bare keys wrapped", keys=wrapped)
     except SQLAlchemyError as error:

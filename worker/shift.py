@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import structlog
 
-from api.store import chain, outbox, sweep, turn
+from api.store import adopted, chain, outbox, sweep, turn
 from api.store.blobs import DRAWERS, Blobs
 from api.store.errors import InvalidSetting
 from api.store.session import open_database
@@ -129,6 +129,8 @@ class Shift:
 
     def _sweep(self) -> None:
         """Requeue what dead workers left, and ring again for what waits."""
+        with self._database.transaction() as session:
+            adopted.adopt(session)
         with self._database.transaction() as session:
             requeued = sweep.expired(session, cap=self.settings.attempts_cap)
             rung = [*(job.id for job in requeued if job.status == "queued")]

@@ -14,6 +14,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from api.store import (
+    adopted,
     aliases,
     artifacts,
     batches,
@@ -112,6 +113,7 @@ def claim(session: Session, job_id: str, *, worker: str, lease: float, vault: Va
 
 def _begin(session: Session, job: Job, worker: str, lease: float, vault: Vault, most: int) -> Claim | None:
     """The claim, or None where another job on the same alias was faster."""
+    adopted.adopt_job(session, job)
     model_id = job.model_id
     if job.alias is not None:
         # With its row held, no other job on it begins or ends.

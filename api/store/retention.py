@@ -13,7 +13,7 @@ from typing import Literal
 from sqlalchemy import ColumnElement, delete, func, or_, select, text
 from sqlalchemy.orm import Session, defer
 
-from api.store import artifacts, audit, events, outbox
+from api.store import adopted, artifacts, audit, events, outbox
 from api.store.errors import Conflict
 from api.store.life import TERMINAL
 from api.store.lookup import by_id
@@ -63,6 +63,7 @@ def destroy(
     Destroying again changes nothing. Raises NotFound, and Conflict, naming the job, while one has not ended, is held,
     or ran after `before`.
     """
+    adopted.adopt(session)  # or a job of the first version's that names the set is not seen
     jobs = _locked(session, select(JobDataset.job_id).where(JobDataset.dataset_id == dataset_id))
     dataset = by_id(session, Dataset, dataset_id, lock=True)
     if dataset.destroyed_at is not None:

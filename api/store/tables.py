@@ -105,7 +105,10 @@ class Dataset(Base):
     """An uploaded set of records. Its rows are sealed under a key of its own; destroying the key destroys them."""
 
     __tablename__ = "datasets"
-    __table_args__ = (_some("ix_datasets_kept", "created_at", where="blob <> ''"),)
+    __table_args__ = (
+        _some("ix_datasets_kept", "created_at", where="blob <> ''"),
+        _some("ix_datasets_unowned", "id", where="principal_id = ''"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=maker("ds"))
     name: Mapped[str | None]

@@ -117,6 +117,7 @@ INDEXES: list[tuple[str, tuple[str, ...], bool]] = [
 # Of some rows only: those of what is still kept.
 PARTIAL = [
     ("ix_datasets_kept", "datasets", "created_at", "blob <> ''"),
+    ("ix_datasets_unowned", "datasets", "id", "principal_id = ''"),
     ("ix_jobs_keyed", "jobs", "id", "key IS NOT NULL"),
 ]
 
