@@ -1,7 +1,8 @@
 """What routes are given: the service's parts, the caller's key, and a page's place."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from anyio import CapacityLimiter
@@ -54,6 +55,7 @@ class Service:
     refusals: Refusals
     uploads: CapacityLimiter
     hashing: CapacityLimiter
+    streams: Counter[str] = field(default_factory=Counter)  # of events that are open, by key
 
 
 def service_of(request: Request) -> Service:

@@ -58,6 +58,7 @@ class Settings(KeySettings, StoreSettings):
     upload_seconds: float = Field(3600, gt=0, description="how long a request's body may take in all")
     events_poll: float = Field(0.5, gt=0, description="how often an event stream looks for news")
     events_heartbeat: float = Field(15, gt=0, description="longest silence of an event stream")
+    events_streams: int = Field(100, ge=1, description="how many event streams of one key a process keeps open at once")
     rate_limit: Limit = Field(
         "1200/minute", description="how many calls a key may make, such as 20/second or 1200/minute; empty: any number"
     )

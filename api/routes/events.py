@@ -9,9 +9,11 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.types import Receive, Scope, Send
 
 from api import schemas
 from api.deps import MOST, Parts, Service
+from api.errors import TooMany
 from api.negotiation import VARY, preferred
 from api.sight import Seen, Sight
 from api.store import events, jobs, keys
@@ -21,6 +23,7 @@ router = APIRouter(prefix="/jobs/{job_id}/events", tags=["jobs"])
 
 STREAM = "text/event-stream"
 BATCH = 500
+_FREE_AFTER = 5  # seconds: nobody knows when a stream ends
 Position = Annotated[int, Query(ge=0, le=MOST, description="id of the last event already seen")]
 
 
@@ -42,18 +45,39 @@ async def history(
     limit: Annotated[int, Query(ge=1, le=BATCH)] = BATCH,
     last_event_id: Annotated[int | None, Header(ge=0, le=MOST)] = None,
 ) -> Response | schemas.Events:
-    """The history beyond an event. As `text/event-stream` it goes on until the job has ended."""
+    """The history beyond an event. As `text/event-stream` it goes on until the job has ended; 429 where the key has
+    LETHE_EVENTS_STREAMS of them open."""
     after = after if last_event_id is None else last_event_id
     if preferred(request.headers.getlist("accept"), ["application/json", STREAM]) == STREAM:
         found, ended = await run_in_threadpool(_look, service, sight, job_id, after)
         if ended and not found:
             return Response(status_code=204, headers=VARY)
-        headers = {"X-Accel-Buffering": "no", **VARY}  # or nginx would keep events back
-        return StreamingResponse(_stream(service, sight, job_id, after), media_type=STREAM, headers=headers)
+        return _Stream(service, sight, job_id, after)
     found, _ = await run_in_threadpool(_look, service, sight, job_id, after, limit + 1)
     data = list(found[:limit])
     response.headers.update(VARY)
     return schemas.Events(data=data, has_more=len(found) > limit, after=data[-1].id if data else after)
+
+
+class _Stream(StreamingResponse):
+    """A stream that counts among its key's for as long as it is open. Raises TooMany where there are enough of them."""
+
+    def __init__(self, service: Service, sight: Sight, job_id: str, after: int) -> None:
+        self._open, self._key = service.streams, sight.key.id
+        most = service.settings.events_streams
+        if self._open[self._key] >= most:
+            raise TooMany(
+                f"This key has {most} event streams open. Allowed at once: {most}; end one first.", _FREE_AFTER
+            )
+        headers = {"X-Accel-Buffering": "no", **VARY}  # or nginx would keep events back
+        super().__init__(_stream(service, sight, job_id, after), media_type=STREAM, headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._open[self._key] += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._open[self._key] -= 1
 
 
 async def _stream(service: Service, sight: Sight, job_id: str, after: int) -> AsyncIterator[bytes]:

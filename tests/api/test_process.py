@@ -173,6 +173,30 @@ def test_a_stream_that_broke_off_goes_on_where_it_was(client: httpx.Client, data
     ]
 
 
+def test_a_key_opens_so_many_streams_and_no_more(
+    settings: Settings, database: Database, key: str, job: str, tmp_path: Path
+) -> None:
+    narrow = settings.model_copy(update={"events_streams": 2})
+    with ApiProcess(narrow, tmp_path) as api, api.client(key) as client, ExitStack() as opened:
+        first, second = (opened.enter_context(stream(client, job)) for _ in range(2))
+        coming = [frames(response) for response in (first, second)]
+        assert [next(frame)["event"] for frame in coming] == ["status"] * 2
+        with stream(client, job) as third:
+            third.read()
+            body = problem(third, 429, "too_many_requests")
+        assert "Allowed at once: 2" in body["detail"]
+        assert client.get(f"/jobs/{job}/events").status_code == 200, "a page is no stream"
+        with api.client(key_for(database, "another")) as other, stream(other, job) as response:
+            assert response.status_code == 200
+        first.close()
+
+        def again() -> bool:
+            with stream(client, job) as response:
+                return response.status_code == 200
+
+        eventually(again)
+
+
 def test_many_streams_leave_room_for_others(
     api: ApiProcess, client: httpx.Client, database: Database, key: str, job: str
 ) -> None:
