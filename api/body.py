@@ -53,6 +53,8 @@ async def json_body(request: Request) -> Any:
 
 def decoded(body: bytes) -> Any:
     """The JSON value in `body`. Raises BadJson with the place of the fault, never with what stands there."""
+    if not body:
+        raise BadJson("The body is empty.")
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_each_once)
     except UnicodeDecodeError as error:
@@ -78,7 +80,7 @@ def read_as(model: type[M], value: Any) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False)
+        faults = error.errors(include_url=False)
         raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
 
 

@@ -30,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from api.faults import discreet, listed
+from api.faults import discreet, invalid, listed
 from api.store import errors as store
 from core.errors import DataError, LetheError, ModelError, SpecError
 
@@ -137,7 +137,8 @@ class BadLines(Refused):
 
     def __init__(self, lines: Sequence[Mapping[str, Any]], count: int) -> None:
         shown = "" if count == len(lines) else f" The first {len(lines)} are listed."
-        super().__init__(f"{count} of the lines are no records; nothing was stored.{shown}")
+        said = "1 line is no record" if count == 1 else f"{count} lines are no records"
+        super().__init__(f"{said}; nothing was stored.{shown}")
         self.lines = lines
         self.count = count
 
@@ -232,11 +233,7 @@ def _lethe(request: Request, error: Exception) -> JSONResponse:
 
 def _validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    # The first part of a location says whether it was the query, a header, the path or the body.
-    faults = [
-        {"param": ".".join(map(str, fault["loc"][1:])), "message": fault["msg"].rstrip(".") + "."}
-        for fault in error.errors()
-    ]
+    faults = [invalid(fault) for fault in error.errors()]
     return problem(request, 422, "invalid_request", listed(faults), param=faults[0]["param"], errors=faults)
 
 

@@ -32,12 +32,12 @@ def create(
     from api.store import keys as store
     from api.store.session import now
     from core.errors import Problem, SpecError
+    from core.spec.base import nearest
 
     known: dict[str, store.Scope] = {name: name for name in store.SCOPES}
     wanted = scope or ["admin"]
-    said = f"is no scope. Allowed: {', '.join(known)}."
-    if unknown := [Problem("--scope", name, f"{name!r} {said}") for name in wanted if name not in known]:
-        raise SpecError(unknown)
+    if unknown := [name for name in wanted if name not in known]:
+        raise SpecError([Problem("--scope", name, f"'{name}' is no scope.{nearest(name, known)}") for name in unknown])
     with opened(KeySettings) as (database, settings), database.transaction() as session:
         key, text = store.create(
             session,

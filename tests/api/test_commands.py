@@ -82,7 +82,7 @@ def test_files_given_with_a_request_are_uploaded(lethe: Lethe, tmp_path: Path) -
 
 def test_each_line_that_is_no_record_is_named(lethe: Lethe, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_bytes(RECORDS + b'{"question": "Q?"}\nno json\n')
-    with pytest.raises(LetheError, match=r"2 of the lines.*\n  line 5: .*answer.*\n  line 6: ") as raised:
+    with pytest.raises(LetheError, match=r"2 lines are no.*\n  line 5: .*answer.*\n  line 6: ") as raised:
         lethe("datasets", "upload", str(tmp_path / "bad.jsonl"))
     assert len(raised.value.message.splitlines()) == 3
 

@@ -98,6 +98,41 @@ def test_several_faults_are_named_at_once_and_with_what_was_meant(client: TestCl
     assert "Did you mean 'status'?" in query["detail"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "said"),
+    [
+        ("GET", "/jobs?status=runing", None, "status: Unknown value \"runing\". Did you mean 'running'? Allowed: "),
+        ("GET", "/jobs?due=later", None, "due: Unknown value \"later\". Did you mean 'late'? Allowed: late, soon."),
+        ("GET", "/jobs?limit=0", None, 'limit: Input should be greater than or equal to 1 (got "0").'),
+        ("POST", f"{NO_JOB}/hold", {"reason": ""}, 'reason: String should have at least 1 character (got "").'),
+        ("POST", f"{NO_JOB}/hold", {"reason": f"{CANARY} " * 99}, "at most 1000 characters (got a text)."),
+        ("POST", f"{NO_JOB}/hold", ["why"], "Input should be a JSON object (got a JSON list)."),
+        ("POST", "/webhooks", {"url": "https://x", "kinds": ["job.suceeded"]}, "Did you mean 'job.succeeded'?"),
+        (
+            "POST", "/api-keys", {"principal": "prn_1", "name": "n", "scopes": ["jobs:red"]},
+            "scopes.0: Unknown value \"jobs:red\". Did you mean 'jobs:read'?",
+        ),
+        (
+            "PUT", "/aliases/Bad Name!", {"model": "mdl_1", "reason": "r"},
+            "name: Input should be an alias such as production: at most 63 of a-z, 0-9 and -, beginning with a letter "
+            "(got a text).",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_with_what_is_allowed(
+    client: TestClient, method: str, path: str, body: Any, said: str
+) -> None:
+    told = problem(client.request(method, path, json=body), 422, "invalid_request")
+    assert said in told["detail"]
+    assert CANARY not in str(told)
+
+
+@pytest.mark.parametrize("action", ["hold", "release", "extend", "reject"])
+def test_an_action_without_a_body_says_that_a_reason_is_needed(client: TestClient, action: str) -> None:
+    told = problem(client.post(f"{NO_JOB}/{action}"), 400, "invalid_json")
+    assert told["detail"] == 'The body is empty. Allowed: {"reason": "why"}.'
+
+
 def test_only_a_valid_key_opens(app: FastAPI, client: TestClient, database: Database, key: str) -> None:
     revoked, expired = key_for(database, "revoked"), key_for(database, "expired", expires_at=datetime.now(UTC))
     with database.transaction() as session:
