@@ -317,11 +317,6 @@ def outcome(session: Session, claim: Claim) -> str | None:
     return session.scalar(query)
 
 
-def of(session: Session, job_id: str) -> Sequence[Attempt]:
-    """All attempts at the job, the first one first."""
-    return session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)).all()
-
-
 def left_over(session: Session, job_id: str, digests: Iterable[str]) -> list[str]:
     """Those of the blobs that no row refers to, once whatever is being written about the job has been written."""
     by_id(session, Job, job_id, lock=True)

@@ -4,8 +4,6 @@ The STREAM construction of Hoang, Reyhanitabar, Rogaway and Vizár (CRYPTO 2015)
 and whether it is the last one, so that a frame altered, moved, repeated, added or cut off is found.
 """
 
-import hashlib
-import hmac
 import secrets
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -57,14 +55,6 @@ def unseal(sealed: BinaryIO, key: bytes) -> Iterator[bytes]:
 def commitment_key(key: bytes) -> bytes:
     """The key of the commitment to a set that is sealed under `key`: it goes with that one, and tells nothing of it."""
     return HKDF(SHA256(), KEY_BYTES, None, b"lethe commitment").derive(key)
-
-
-def commitment(plain: BinaryIO, key: bytes) -> str:
-    """HMAC-SHA256 of all that `plain` holds, as 64 hex digits: says nothing about the content without the key."""
-    code = hmac.new(key, digestmod=hashlib.sha256)
-    while piece := plain.read(FRAME):
-        code.update(piece)
-    return code.hexdigest()
 
 
 def read_fully(source: BinaryIO, size: int) -> bytes:

@@ -1,5 +1,6 @@
 """What is broken here: a database, a Redis, real worker processes on them, and jobs worth waiting for."""
 
+import hmac
 import json
 import os
 import signal
@@ -16,12 +17,13 @@ import psutil
 from sqlalchemy.orm import Session
 
 from api.queue import Queue
-from api.store import artifacts, attempts, datasets, events, jobs, keys, life, models, sealed
+from api.store import artifacts, datasets, events, jobs, keys, life, models, sealed
 from api.store.blobs import Blobs
 from api.store.session import Database
 from api.store.tables import Job
 from core.report.digest import file_digests, model_digest
 from core.spec.job import parse
+from tests.attempts import attempts_of
 from tests.servers import RedisServer
 from tests.vault import MASTER, VAULT
 
@@ -210,7 +212,7 @@ class Cluster:
     def attempts(self, job_id: str) -> list[Any]:
         """The job's attempts."""
         with self.database.reading() as session:
-            return list(attempts.of(session, job_id))
+            return list(attempts_of(session, job_id))
 
     def weights(self, job_id: str) -> str:
         """SHA-256 of the final weights."""
@@ -258,7 +260,7 @@ class Cluster:
                 size=len(content),
                 blob=blob.digest,
                 key=key,
-                commitment=sealed.commitment(BytesIO(content), key),
+                commitment=hmac.digest(key, content, "sha256").hex(),
                 warnings=[],
                 key_id=self.key_id,
             )

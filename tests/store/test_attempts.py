@@ -18,6 +18,7 @@ from api.store.tables import ApiKey, Dataset, Model
 from api.store.vault import Vault
 from core.errors import Diverged, LeaseLost
 from core.spec.job import JobSpec, parse
+from tests.attempts import attempts_of
 from tests.parallel import at_once
 from tests.store.conftest import spec_for, stored
 from tests.vault import VAULT
@@ -36,7 +37,7 @@ def test_one_of_many_wins_the_claim(database: Database, job_id: str, model: Mode
         assert (job.status, job.attempt, job.leased_by) == ("running", 1, won.worker)
         assert job.lease_until is not None
         assert timedelta(seconds=20) < job.lease_until - now(session) <= timedelta(seconds=30)
-        assert [(a.number, a.worker) for a in attempts.of(session, job_id)] == [(1, won.worker)]
+        assert [(a.number, a.worker) for a in attempts_of(session, job_id)] == [(1, won.worker)]
         assert [e.data["to"] for e in events.since(session, job_id)] == ["queued", "running"]
         assert (parse(won.spec).digest(), won.spec_digest) == (job.spec_digest, job.spec_digest)
     assert won.model is not None
@@ -233,9 +234,9 @@ def test_leaving_does_not_count_toward_the_cap_but_dying_does(database: Database
         with database.transaction() as session:
             assert attempts.release(session, claim, reason="exit 70", counts=True, cap=2).status == expected
     with database.reading() as session:
-        outcomes = [(a.number, a.outcome, a.reason) for a in attempts.of(session, job_id)]
+        outcomes = [(a.number, a.outcome, a.reason) for a in attempts_of(session, job_id)]
         assert outcomes[3:] == [(4, "queued", "SIGTERM"), (5, "queued", "exit 70"), (6, "failed", "exit 70")]
-        assert all(a.ended_at is not None and a.ended_at >= a.started_at for a in attempts.of(session, job_id))
+        assert all(a.ended_at is not None and a.ended_at >= a.started_at for a in attempts_of(session, job_id))
 
 
 def test_a_released_job_that_was_to_be_cancelled_is_cancelled(database: Database, job_id: str, take: Take) -> None:

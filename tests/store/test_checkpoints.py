@@ -9,6 +9,7 @@ from api.store import artifacts, attempts, checkpoints, events
 from api.store.artifacts import StoredFile
 from api.store.attempts import Claim
 from api.store.session import Database
+from tests.attempts import attempts_of
 
 Take = Callable[..., Claim]
 
@@ -49,7 +50,7 @@ def test_the_next_attempt_goes_on_from_the_newest(database: Database, job_id: st
     assert second.checkpoint is not None
     assert (second.checkpoint.step, second.checkpoint.files) == (100, tuple(files("b")))
     with database.transaction() as session:
-        assert [a.resumed_from for a in attempts.of(session, job_id)] == [None, 100]
+        assert [a.resumed_from for a in attempts_of(session, job_id)] == [None, 100]
         # Damaged, it is given up, and the one before it serves.
         assert attempts.discard_checkpoint(session, second, 100) == ["b" * 64]
         assert [c.step for c in checkpoints.of(session, job_id)] == [20]

@@ -11,6 +11,7 @@ from api.store.session import Database, now
 from api.store.tables import ApiKey, Job
 from core.errors import LeaseLost
 from core.spec.job import JobSpec
+from tests.attempts import attempts_of
 from tests.parallel import at_once
 
 Take = Callable[..., Claim]
@@ -37,7 +38,7 @@ def test_sweeps_at_once_take_each_expired_job_once(database: Database, spec: Job
         rows = [jobs.get(session, job_id) for job_id in made]
         assert [job.status for job in rows] == ["queued"] * 4 + ["running", "queued"]
         assert [job.counted for job in rows] == [1] * 4 + [0, 0]
-        assert [a.reason for a in attempts.of(session, made[0])] == ["the lease of w1 ran out"]
+        assert [a.reason for a in attempts_of(session, made[0])] == ["the lease of w1 ran out"]
 
 
 def test_the_cap_ends_it(database: Database, job_id: str, take: Take) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hmac
 import json
 import os
 import subprocess
@@ -82,7 +83,7 @@ def asked(database: Database, tmp_path: Path) -> tuple[Claim, Blobs]:
         for name in SETS:
             plain, secret = name.encode(), sealed.new_key()
             blob = blobs.put(BytesIO(plain), secret)
-            code = sealed.commitment(BytesIO(plain), secret)
+            code = hmac.digest(secret, plain, "sha256").hex()
             known: dict[str, Any] = {"rows": 1, "size": len(plain), "warnings": [], "key_id": key.id}
             upload = datasets.register(session, VAULT, blob=blob.digest, key=secret, commitment=code, **known)
             sets[name] = {"source": "upload", "dataset": upload.id}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.store import artifacts, attempts, jobs, keys
+from api.store import artifacts, jobs, keys
 from api.store.blobs import Blobs
 from api.store.session import Database
 from api.store.vault import Vault
@@ -14,6 +14,7 @@ from benchmarks import noop_engine
 from core.report.schema import Report
 from core.report.sign import new_key
 from core.spec.job import parse
+from tests.attempts import attempts_of
 from tests.chaos.conftest import until
 from worker.attempt import Bench, run_next
 from worker.engine import Engine, Spare
@@ -70,7 +71,7 @@ def test_a_job_on_it_succeeds_alike_whether_it_was_stopped_or_not(
 
     with database.reading() as session:
         made = [{f.name: f for f in artifacts.of(session, job_id)} for job_id in (straight, stopped)]
-        first, second = attempts.of(session, stopped)
+        first, second = attempts_of(session, stopped)
         job = jobs.get(session, stopped)
     assert (first.outcome, second.outcome, job.status) == ("queued", "succeeded", "succeeded")
     assert second.resumed_from >= 3

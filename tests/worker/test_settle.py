@@ -14,6 +14,7 @@ from api.store.attempts import Claim
 from api.store.blobs import DRAWERS, Blobs
 from api.store.session import Database
 from core.errors import LeaseLost
+from tests.attempts import attempts_of
 from worker.orphans import remove_orphans
 from worker.settle import discard, settled
 
@@ -44,7 +45,7 @@ def test_what_did_not_reach_the_database_is_written_again(database: Database, cl
     _Broken(database, 2, after=False)
     settled(database, 5.0, lambda session: attempts.release(session, claim, reason="test", counts=True))
     with database.reading() as session:
-        assert (jobs.get(session, claim.job_id).status, len(attempts.of(session, claim.job_id))) == ("queued", 1)
+        assert (jobs.get(session, claim.job_id).status, len(attempts_of(session, claim.job_id))) == ("queued", 1)
 
 
 def test_what_did_reach_it_is_not_done_twice(database: Database, claim: Claim) -> None:
