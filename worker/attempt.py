@@ -60,7 +60,6 @@ def run_next(bench: Bench) -> bool:
         )
     if claim is None:
         return False
-    bench.blobs.delete(claim.unused)
     began = time.monotonic()
     with structlog.contextvars.bound_contextvars(**_ids(claim)):
         log.info("claimed", resumes_from=claim.checkpoint.step if claim.checkpoint else None)
@@ -78,6 +77,7 @@ def run_next(bench: Bench) -> bool:
 def _attempted(bench: Bench, claim: Claim) -> None:
     """The attempt, to whatever end. Raises LeaseLost."""
     try:
+        bench.blobs.delete(claim.unused)
         with attempt_folder(bench.settings.work_dir, claim) as folder:
             _attempt(bench, claim, folder)
         log.info("attempt ended")

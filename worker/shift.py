@@ -106,6 +106,7 @@ class Shift:
         """All that is due. What fails, since database, broker or store is away, holds up nothing behind it."""
         duties = (
             self._remove_folders,
+            self._adopt,
             self._sweep,
             self._take_waiting,
             self._tell_of_due_dates,
@@ -127,10 +128,12 @@ class Shift:
         for name in remove_abandoned(self.settings.work_dir):
             log.info("abandoned folder removed", folder=name)
 
-    def _sweep(self) -> None:
-        """Requeue what dead workers left, and ring again for what waits."""
+    def _adopt(self) -> None:
         with self._database.transaction() as session:
             adopted.adopt(session)
+
+    def _sweep(self) -> None:
+        """Requeue what dead workers left, and ring again for what waits."""
         with self._database.transaction() as session:
             requeued = sweep.expired(session, cap=self.settings.attempts_cap)
             rung = [*(job.id for job in requeued if job.status == "queued")]
