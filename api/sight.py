@@ -1,6 +1,6 @@
-"""Whose jobs a caller may see, and whose they may act on.
+"""Whose jobs and data sets a caller may see, and whose they may act on.
 
-Jobs that are not seen are answered as if they were not there; what is seen and may not be done is refused.
+What is not seen is answered as if it were not there; what is seen and may not be done is refused.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Sight:
 
     @property
     def only(self) -> str | None:
-        """The principal whose jobs alone are seen; None: everybody's."""
+        """The principal whose jobs and data sets alone are seen; None: everybody's."""
         return None if keys.sees_all(self.key) else self.key.principal_id
 
     def job(self, session: Session, job_id: str) -> Job:

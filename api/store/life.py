@@ -87,8 +87,8 @@ def request_cancel(session: Session, job_id: str, actor: str, key_id: str | None
 def retry(session: Session, job_id: str, actor: str, key_id: str | None = None, *, needs_approval: bool = False) -> Job:
     """Queue a failed or cancelled job again. It goes on from its last checkpoint, with all attempts to spare.
 
-    With `needs_approval` a job that nobody has approved yet awaits that first: cancelling is no way around it. Raises
-    NotFound, DataDestroyed, or Conflict in every other status.
+    With `needs_approval` a job that nobody but its submitter has approved yet awaits that first: cancelling is no way
+    around it. Raises NotFound, DataDestroyed, or Conflict in every other status.
     """
     job = by_id(session, Job, job_id, lock=True)
     if job.status not in ("failed", "cancelled"):
@@ -97,8 +97,11 @@ def retry(session: Session, job_id: str, actor: str, key_id: str | None = None, 
         raise DataDestroyed(
             f"The data of job {job.id} was destroyed, so it cannot run again. Upload it, and submit anew."
         )
-    to: Status = "awaiting_approval" if needs_approval and job.approved_at is None else "queued"
-    changes = {"counted": 0, "cancel_requested": False, "error": None}
+    changes: dict[str, Any] = {"counted": 0, "cancel_requested": False, "error": None}
+    to: Status = "queued"
+    if needs_approval and job.approved_by in (None, job.principal_id):
+        to = "awaiting_approval"
+        changes |= {"approved_by": None, "approved_at": None}
     return transition(session, job, to, actor=actor, key_id=key_id, reason="retry requested", changes=changes)
 
 

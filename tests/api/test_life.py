@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from api.settings import Settings
-from api.store import audit, due, events
+from api.store import audit, decisions, due, events
 from api.store.keys import Scope
 from api.store.session import Database
 from api.store.tables import Dataset, Job, Principal
@@ -93,6 +93,33 @@ class TestFourEyes:
         assert client.post(f"{job}/cancel").json()["status"] == "cancelled"
         assert client.post(f"{job}/retry").json()["status"] == "awaiting_approval"
         problem(client.post(f"{job}/approve"), 403, "forbidden")
+
+    @pytest.mark.parametrize("by", ["tests", "second"])
+    def test_an_approval_counts_for_a_retry_unless_it_was_the_submitters_own(
+        self,
+        client: TestClient,
+        caller: Callable[..., TestClient],
+        database: Database,
+        model: str,
+        dataset: str,
+        by: str,
+    ) -> None:
+        job = submitted(client, model, dataset)
+        id_, second = job.removeprefix("/jobs/"), caller("second", "jobs:approve")
+        own = client.get(job).json()["principal"]
+        if by == "second":
+            assert second.post(f"{job}/approve").status_code == 200
+        else:
+            # As while LETHE_FOUR_EYES was off.
+            with database.transaction() as session:
+                decisions.approve(session, id_, own, four_eyes=False)
+        assert client.post(f"{job}/cancel").json()["status"] == "cancelled"
+        again = client.post(f"{job}/retry").json()
+        if by == "second":
+            assert again["status"] == "queued"
+            return
+        assert (again["status"], again["approved_by"], again["approved_at"]) == ("awaiting_approval", None, None)
+        assert second.post(f"{job}/approve").json()["approved_by"] not in (None, own)
 
 
 def test_without_four_eyes_a_job_is_queued_and_needs_no_approval(client: TestClient, model: str, dataset: str) -> None:
