@@ -29,7 +29,9 @@ class NoKey(LetheError):
 
 
 def connected(url: str, key: str) -> Client:
-    """A client of the service. Raises NoKey."""
+    """A client of the service. Raises NoKey, and SpecError for what is no URL of one."""
+    if not url.startswith(("http://", "https://")):
+        raise SpecError([Problem("--url", url, f"'{url}' does not begin with http:// or https://.")])
     if not key:
         raise NoKey("An API key is needed: set LETHE_API_KEY, or give --api-key.")
     return Client(url, key)

@@ -28,9 +28,14 @@ def listing(
     """Entries, the newest first. With --json one document a line."""
     from api.store import audit
     from api.store.settings import DatabaseSettings
+    from core.spec.base import nearest
 
     with opened(DatabaseSettings) as (database, _), database.reading() as session:
         entries, _more = audit.page(session, subject=subject, actor=actor, action=action, limit=limit)
+        known = [] if entries or action is None else audit.actions(session)
+    if not entries:
+        meant = nearest(action, known) if action is not None and known and action not in known else ""
+        print(f"There are none.{meant}", file=sys.stderr)
     for entry in entries:
         told = {name: value for name, value in vars(entry).items() if not name.startswith("_")}
         told["at"] = entry.at.isoformat(timespec="milliseconds")
@@ -100,15 +105,19 @@ def _signed_by(path: Path) -> Any:
     from core.report.heads import is_signed
     from core.report.keys import public_key
 
-    key = public_key(_read(path))
+    key = public_key(_read(path), path)
     return lambda head: is_signed(head.position, head.hash, head.at, head.signature, key)
 
 
 def _claim(path: Path, key: Path | None) -> "Claim":
     from api.store.chain_check import Claim
     from core.report.heads import told_by
+    from core.report.keys import EvidenceError
 
-    job, head = told_by(_read(path), _read(key) if key else None)
+    try:
+        job, head = told_by(_read(path), _read(key) if key else None)
+    except EvidenceError as error:
+        raise EvidenceError(f"{path}: {error.message}") from None
     return Claim(head.position, head.hash, f"the report of {job}")
 
 

@@ -64,7 +64,7 @@ def submit(
 @app.command("jobs")
 def listing(
     status: Annotated[str | None, typer.Option(help="only those of this status")] = None,
-    model: Annotated[str | None, typer.Option(help="only those on this model")] = None,
+    model: Annotated[str | None, typer.Option(help="only those on the model with this id")] = None,
     reference: Annotated[str | None, typer.Option(help="only those of this case number")] = None,
     due: Annotated[str | None, typer.Option(help="late, or soon")] = None,
     limit: Most = 50,
@@ -74,6 +74,8 @@ def listing(
 ) -> None:
     """Jobs, the newest first."""
     with connected(url, api_key) as client:
+        if model is not None:
+            client.get(f"/models/{model}")  # an alias or a slip is said, where a list would only be empty
         found = client.pages("/jobs", limit, status=status, model=model, reference=reference, due=due)
         rows(found, as_json, _COLUMNS)
 

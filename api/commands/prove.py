@@ -1,6 +1,7 @@
 """`lethe prove`: show that a record was in the set that a report is about, without showing anybody the set."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,7 +69,7 @@ def _from_file(key: bytes, records: Path, line: int | None, given: bytes | None)
     if line is None and given is None:
         raise _lacking("--records needs --line or --record.")
     wanted = None if given is None else merkle.leaf(key, given)
-    leaves, index = bytearray(), None
+    leaves, index, number = bytearray(), None, 0
     try:
         with records.open("rb") as lines:
             for number, text in _filled(lines):
@@ -79,9 +80,11 @@ def _from_file(key: bytes, records: Path, line: int | None, given: bytes | None)
     except OSError as error:
         raise unreadable(records, error) from None
     except DataError as error:
-        raise SpecError([Problem("", None, f"{records}, line {number + 1}: {error.message}.")]) from None
+        raise SpecError([Problem("", None, f"{records}, line {number}: {error.message}.")]) from None
     if index is None:
-        raise NotProven(f"{records} does not hold the record." if line is None else f"{records} has no record there.")
+        if line is None:
+            raise NotProven(f"{records} does not hold the record.")
+        raise NotProven(f"Line {line} of {records} holds no record. Its last is in line {number}.")
     return merkle.prove(bytes(leaves), index)
 
 
@@ -103,7 +106,12 @@ def _key(given: str) -> bytes:
     if len(given) != 64:
         try:
             text = Path(given).read_text().strip()
-        except (OSError, ValueError):
+        except OSError as error:
+            # Only what cannot be the key with a letter too few is repeated.
+            if not _HEX.fullmatch(given):
+                raise unreadable(Path(given), error) from None
+            text = ""
+        except ValueError:
             text = ""
     try:
         key = bytes.fromhex(text)
@@ -113,6 +121,9 @@ def _key(given: str) -> bytes:
         # Not repeated: it may be the key with a letter too few.
         raise _lacking("--key is 64 hexadecimal digits, as the upload's answer gave them, or a file that holds them.")
     return key
+
+
+_HEX = re.compile(r"[0-9a-fA-F]*")
 
 
 def _json(file: Path) -> Any:

@@ -56,7 +56,7 @@ def report(
 def _told(report: dict[str, Any]) -> list[str]:
     verdict = report["verdict"]
     lines = [f"verdict: {verdict['verdict']}", *(f"  {reason}" for reason in verdict["reasons"])]
-    lines += [f"output model: {report['output_model']}", "metric  before  after"]
+    lines += [f"digest of the output model: {report['output_model']}", "metric  before  after"]
     for name, after in report["after"].items():
         before = report["before"].get(name, {})
         if "value" in after:

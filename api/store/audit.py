@@ -52,6 +52,11 @@ def about(session: Session, subject: str) -> Sequence[AuditEntry]:
     return session.scalars(select(AuditEntry).where(AuditEntry.subject == subject).order_by(AuditEntry.id)).all()
 
 
+def actions(session: Session) -> Sequence[str]:
+    """Every action of which there is an entry, by name. It reads the whole log."""
+    return session.scalars(select(AuditEntry.action).distinct().order_by(AuditEntry.action)).all()
+
+
 def page(
     session: Session,
     *,

@@ -28,7 +28,7 @@ def in_report(proof: Proof, file: Path, signed_by: Path | None = None) -> tuple[
         envelope = opened(content)
         if pem is not None:
             found = Verification()
-            check_signature(envelope, public_key(pem), found)
+            check_signature(envelope, public_key(pem, signed_by), found)
             if not found.ok:
                 return None, found.failures[0]
         statement = exact.read(envelope.payload, "The signed statement")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import secrets
 from contextlib import suppress
 from pathlib import Path
@@ -43,17 +44,26 @@ def private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def public_key(pem: bytes) -> ec.EllipticCurvePublicKey:
-    """Raises EvidenceError where `pem` is no public key on P-256."""
+def public_key(pem: bytes, file: Path | None = None) -> ec.EllipticCurvePublicKey:
+    """Raises EvidenceError where `pem`, read from `file`, is no public key on P-256."""
+    called = f"The public key {file}" if file else "The public key"
+    if _PRIVATE.search(pem):
+        raise EvidenceError(
+            f"{called} is a private key, which whoever checks must not have. Its public half is needed: "
+            "`openssl pkey -in signing.pem -pubout` writes it."
+        )
     try:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
         raise EvidenceError(
-            "The public key is not a PEM file of one: such a file begins with -----BEGIN PUBLIC KEY-----."
+            f"{called} is not a PEM file of one: such a file begins with -----BEGIN PUBLIC KEY-----."
         ) from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise EvidenceError("The public key is not an ECDSA key on the curve P-256.")
+        raise EvidenceError(f"{called} is not an ECDSA key on the curve P-256.")
     return key
+
+
+_PRIVATE = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 
 def public_pem(private_pem: bytes) -> bytes:

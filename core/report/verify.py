@@ -25,6 +25,7 @@ def verify_files(report: Path, model: Path | None, key: Path, destruction: Path 
     Raises EvidenceError or ModelError (exit code 2) where a file cannot be read as what it should be.
     """
     public_pem = _content(key)
+    public_key(public_pem, key)  # named by its file, where it is none
     record = None if destruction is None else _content(destruction)
     content = _content(report)
     value = exact.read(content, str(report))

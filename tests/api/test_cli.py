@@ -96,6 +96,9 @@ def test_the_audit_log_is_listed_and_verified(sqlite_url: str, tmp_path: Path) -
     ]
     assert [(entry["subject"], entry["position"]) for entry in listed] == [("job_4", 5), ("job_3", 4)]
     assert "job_2" in lethe("audit", "list", "--subject", "job_2", **service).stdout
+    none = lethe("audit", "list", "--action", "thing.dome", **service)
+    assert (none.returncode, none.stderr) == (0, "There are none. Did you mean 'thing.done'? Allowed: thing.done.\n")
+    assert lethe("audit", "list", "--subject", "job_9", **service).stderr == "There are none.\n"
     with_key = ("audit", "verify", "--key", f"{tmp_path}/key.pem")
     right = lethe(*with_key, **service)
     assert (right.returncode, right.stdout.splitlines()[-1]) == (0, "The audit log matches."), right.stderr
@@ -110,6 +113,9 @@ def test_the_audit_log_is_listed_and_verified(sqlite_url: str, tmp_path: Path) -
     assert "FAILED Position 3 is missing." in wrong.stdout
     found = json.loads(lethe(*with_key, "--json", **service).stdout)
     assert (found["ok"], found["findings"][0]["kind"], found["signatures_checked"]) == (False, "missing", True)
+    (tmp_path / "none.json").write_text("no report")
+    no_report = lethe("audit", "verify", "--report", f"{tmp_path}/none.json", **service)
+    assert no_report.stderr.startswith(f"lethe: {tmp_path}/none.json: ")
     unreadable = lethe("audit", "verify", "--report", f"{tmp_path}/no.json", "--json", **service)
     assert (unreadable.returncode, json.loads(unreadable.stdout)["ok"]) == (2, False)
 
@@ -214,6 +220,15 @@ def test_verify_tells_what_matches_and_what_does_not(evidence: Path) -> None:
     assert not found["ok"]
     assert "model: model.safetensors was altered" in found["failures"]
     assert found["checked"]
+
+
+def test_verify_names_a_key_that_is_none_and_says_what_a_private_one_lacks(evidence: Path) -> None:
+    for content, said in ((b"{}", "is not a PEM file of one"), (new_key(), "openssl pkey")):
+        (evidence / "other.pem").write_bytes(content)
+        ended = lethe("verify", f"{evidence}/report.json", "--key", f"{evidence}/other.pem")
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"lethe: The public key {evidence}/other.pem is")
+        assert said in ended.stderr
 
 
 def test_verify_names_what_cannot_be_read(tmp_path: Path) -> None:

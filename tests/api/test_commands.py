@@ -90,6 +90,8 @@ def test_each_line_that_is_no_record_is_named(lethe: Lethe, tmp_path: Path) -> N
 WRONG = [
     (("show", "job_00000000"), "There is no job 'job_00000000'. (404 not_found, req_"),
     (("jobs", "--status", "asleep"), "status"),
+    (("jobs", "--model", "production"), "There is no model 'production'."),
+    (("jobs", "--url", "127.0.0.1:8000"), "'127.0.0.1:8000' does not begin with http:// or https://."),
     (("report", "job_00000000"), "no job"),
     (("report", "job_00000000", "--model"), "needs --out"),
     (("submit", "/nowhere/at/all.json"), "cannot be read"),

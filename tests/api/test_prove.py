@@ -63,10 +63,12 @@ def test_a_record_is_proven_from_the_file_and_through_the_service(
     (tmp_path / "report.json").write_text(few.model_dump_json())
     assert "none of the 3 of 5 records" in lethe(*check, record, f"--report={tmp_path}/report.json", exit_code=1)
 
+    said: dict[tuple[str, ...], str] = {}
     for wrong, code in (
         (("prove", key, own, other), 1),
         (("prove", f"--key={'0' * 64}", "--dataset", made["id"], record), 1),
         (("prove", "--key=abc", own, record), 2),
+        (("prove", f"--key={tmp_path}/none", own, record), 2),
         (("prove", key, own), 2),
         (("prove", key, record), 2),
         (("prove", key, own, "--line", "99"), 1),
@@ -75,3 +77,12 @@ def test_a_record_is_proven_from_the_file_and_through_the_service(
         with pytest.raises(LetheError) as refused:
             lethe(*wrong)
         assert refused.value.exit_code == code, wrong
+        said[wrong] = refused.value.message
+    assert "abc" not in said["prove", "--key=abc", own, record]
+    assert f"{tmp_path}/none cannot be read" in said["prove", f"--key={tmp_path}/none", own, record]
+    line = said["prove", key, own, "--line", "99"]
+    assert line == f"Line 99 of {tmp_path}/own.jsonl holds no record. Its last is in line 9."
+    with (tmp_path / "own.jsonl").open("a") as file:
+        file.write("\n{\n")
+    with pytest.raises(LetheError, match="line 10: "):
+        lethe("prove", key, own, record)

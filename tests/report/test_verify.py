@@ -331,7 +331,7 @@ def test_unreadable_files_are_named(place: Place, tmp_path: Path, model: Path) -
         ({"report__json": b"[1e-99999999999999999999]"}, "report.json is not JSON"),
         ({"report__json": rb'["\ud800"]'}, "report.json is not JSON"),
         ({"report__json": b"[" * 65 + b"]" * 65}, "report.json is nested more than 64 levels deep"),
-        ({"signing__pub__pem": b"no key"}, "public key is not a PEM file"),
+        ({"signing__pub__pem": b"no key"}, "public key .*signing.pub.pem is not a PEM file"),
         ({"signing__pub__pem": wrong.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)}, "P-256"),
     ):
         files = place(**other)
