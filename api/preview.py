@@ -31,7 +31,7 @@ def preview(session: Session, spec: JobSpec, caller: ApiKey, lines: Mapping[str,
     return job_schemas.Validation(
         spec=resolved,
         rows=rows,
-        warnings=[*_of_uploads(session, spec), *duplicates.warnings(session, [resolved], [asker])[0]],
+        warnings=[*spec.foreseen(), *_of_uploads(session, spec), *duplicates.warnings(session, [resolved], [asker])[0]],
         estimate=_estimate(session, spec, rows, duplicates.target(session, resolved)),
     )
 

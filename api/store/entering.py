@@ -163,7 +163,7 @@ def _row(request: Request, spec: dict[str, Any], warnings: list[str], moment: da
         "rank": PRIORITIES.index(request.spec.priority),
         "received_at": received,
         "due_at": dates.of(received),
-        "warnings": warnings,
+        "warnings": [*request.spec.foreseen(), *warnings],
         "key_id": request.key_id,
         "principal_id": request.principal_id,
         "request_id": request.request_id,

@@ -143,6 +143,21 @@ class JobSpec(Spec):
             raise conflict("training.precision", training.precision, said)
         return self
 
+    def foreseen(self) -> list[str]:
+        """Why the verdict cannot be `passed` whatever comes of the run: a sentence each; none where it can."""
+        unmeasured: dict[str, list[str]] = {}
+        for gate in self.gates:
+            if lacking := _lacking(self, gate):
+                unmeasured.setdefault(lacking, []).append(f"'{gate.metric}'")
+        told = [
+            f"gates: The verdict cannot be passed: {lacking} is lacking, without which nobody can measure "
+            f"{', '.join(metrics)}."
+            for lacking, metrics in unmeasured.items()
+        ]
+        if not any(gate.speaks_of_forgetting for gate in self.gates):
+            told.append("gates: The verdict cannot be passed: no gate speaks of forgetting. A profile has such gates.")
+        return told
+
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of the resolved spec (defaults filled in, keys sorted), as 64 hex digits."""
         return digest_of(self.model_dump(mode="json"))

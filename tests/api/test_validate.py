@@ -13,8 +13,14 @@ from api import preview
 from api.store import keys, runs
 from api.store.session import Database
 from api.store.tables import Dataset, Job
-from tests.api.parts import JSONL, RECORDS, bearer, key_for, lines, model_folder, problem, request_for, uploaded
+from tests.api.parts import JSONL, RECORDS, bearer, key_for, lines, model_folder, problem, uploaded
+from tests.api.parts import request_for as request_without_gates
 from tests.store.test_runs import COST
+
+
+def request_for(model: str, forget: str, **changes: Any) -> dict[str, Any]:
+    """One whose verdict may be `passed`, so that nothing is to be told of it."""
+    return request_without_gates(model, forget, gates=[{"metric": "forget.probability", "at_most": 0.1}], **changes)
 
 
 def rows_in(database: Database) -> dict[str, int]:
@@ -102,6 +108,14 @@ def test_an_estimate_stands_on_measured_runs(client: TestClient, database: Datab
     }
     twice = client.post("/jobs/validate", json=request_for(model, dataset, training={"steps": 50})).json()
     assert twice["estimate"]["seconds"] == 4.5
+
+
+def test_a_verdict_that_cannot_be_passed_is_told_before_the_run(client: TestClient, model: str, dataset: str) -> None:
+    body = request_without_gates(model, dataset)
+    (told,) = submitted(client, body)["warnings"]
+    assert "no gate speaks of forgetting" in told
+    assert told in client.post("/jobs/validate", json=body).json()["warnings"]
+    assert submitted(client, request_for(model, dataset))["warnings"] == []
 
 
 def test_a_set_that_was_forgotten_before_is_told(

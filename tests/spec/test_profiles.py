@@ -111,6 +111,18 @@ def test_what_is_wrong_beside_a_profile_is_still_found(fields: dict[str, Any], p
     assert (found, value) == (param, fields[param.split(".")[0]] if "." not in param else 3)
 
 
+def test_a_verdict_that_cannot_be_passed_is_foreseen() -> None:
+    whole = {name: {**SOURCE, "path": f"{name}.jsonl"} for name in ("forget", "retain", "holdout")}
+    assert resolved("erasure", data=whole).foreseen() == []
+    (lacking,) = resolved("erasure", data={**whole, "holdout": None}).foreseen()
+    assert lacking.startswith("gates: The verdict cannot be passed: data.holdout is lacking")
+    assert "'forget.probability'" in lacking
+    assert "'membership.min_k.auc'" in lacking
+    for gates in ([], [{"metric": "retain.probability", "relative_to": "before", "at_least": 0.9}]):
+        (nothing,) = parse(PLAIN | {"data": whole, "gates": gates}).foreseen()
+        assert "no gate speaks of forgetting" in nothing
+
+
 def test_nobody_can_change_a_profile_for_others() -> None:
     request = with_profile({"profile": "harm"})
     before = [dict(gate) for gate in from_profile("harm")]
