@@ -12,7 +12,7 @@ from api.commands.asked import AsJson, Most
 from api.commands.books import opened
 
 if TYPE_CHECKING:
-    from api.store.chain_check import Claim, Verified
+    from api.store.chain_check import Claim, Finding, Verified
 
 app = typer.Typer(help="The audit log: list, verify.", no_args_is_help=True)
 
@@ -67,9 +67,11 @@ def verify(
 
     try:
         signed = _signed_by(key) if key else None
-        claims = [_claim(path, key) for path in report or []]
+        claims, false = _claims(report or [], key)
         with opened(DatabaseSettings) as (database, _), database.snapshot() as session:
             found = chain_check.verify(session, claims=claims, signed=signed)
+        for finding in false:
+            found.add(finding)
     except LetheError as error:
         if not as_json:
             raise
@@ -79,15 +81,15 @@ def verify(
         shown = {**vars(found), "ok": found.ok, "head": vars(found.head)}
         print(json.dumps({**shown, "findings": [vars(finding) for finding in found.findings]}, indent=2))
     else:
-        _print(found, claims)
+        _print(found, claims, signed is not None)
     sys.exit(0 if found.ok else 1)
 
 
-def _print(found: "Verified", claims: "list[Claim]") -> None:
+def _print(found: "Verified", claims: "list[Claim]", checked: bool) -> None:
     print(f"ok     {found.entries} entries read; the last has the hash {found.head.hash}")
     print(f"{'ok' if found.ok else '--':<7}{found.heads} heads and {len(claims)} reports compared")
-    if found.heads and not found.signatures_checked:
-        print("--     the heads' signatures: not checked, no --key was given")
+    if (found.heads or claims) and not checked:
+        print("--     the signatures of heads and reports: not checked, no --key was given")
     if found.unsealed:
         print(f"--     {found.unsealed} entries are not in the chain yet")
     if found.overdue:
@@ -109,16 +111,26 @@ def _signed_by(path: Path) -> Any:
     return lambda head: is_signed(head.position, head.hash, head.at, head.signature, key)
 
 
-def _claim(path: Path, key: Path | None) -> "Claim":
-    from api.store.chain_check import Claim
+def _claims(reports: list[Path], key: Path | None) -> "tuple[list[Claim], list[Finding]]":
+    """What the reports say of the log, and a finding of each that the key has not signed so."""
+    from api.store.chain_check import Claim, Finding
     from core.report.heads import told_by
     from core.report.keys import EvidenceError
 
-    try:
-        job, head = told_by(_read(path), _read(key) if key else None)
-    except EvidenceError as error:
-        raise EvidenceError(f"{path}: {error.message}") from None
-    return Claim(head.position, head.hash, f"the report of {job}")
+    claims, false = [], []
+    pem = _read(key) if key else None
+    for path in reports:
+        content = _read(path)
+        try:
+            job, head, failures = told_by(content, pem)
+        except EvidenceError as error:
+            raise EvidenceError(f"{path}: {error.message} --report takes report.dsse.json.") from None
+        if failures:
+            said = f"{path} is not what was signed: {'; '.join(failures)}."
+            false.append(Finding("signature", head.position, None, said))
+        else:
+            claims.append(Claim(head.position, head.hash, f"the report of {job}"))
+    return claims, false
 
 
 def _read(path: Path) -> bytes:

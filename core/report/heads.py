@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from pydantic import ValidationError
 
 from core.report import exact
+from core.report.envelope import opened
 from core.report.keys import EvidenceError, private_key
 from core.report.schema import AuditHead, Report, Requested
 from core.report.verify import verify
@@ -29,23 +30,22 @@ def is_signed(position: int, head: str, at: datetime, signature: str, key: Ellip
     return True
 
 
-def told_by(envelope: bytes, public_pem: bytes | None) -> tuple[str, AuditHead]:
-    """The id of the job that a signed report is of, and the log's end as the report has it.
+def told_by(envelope: bytes, public_pem: bytes | None) -> tuple[str, AuditHead, list[str]]:
+    """The id of the job that a signed report is of, the log's end as the report has it, and, where a key is given, what
+    of the report does not match: the head is worth nothing then.
 
-    With a key the report is verified first. Raises EvidenceError where that fails, or the report has no such head.
+    Raises EvidenceError where it is no signed report, or has no such head.
     """
-    checked = verify(envelope, public_pem) if public_pem is not None else None
-    if checked is not None and not checked.ok:
-        raise EvidenceError(f"The report does not match its signature: {'; '.join(checked.failures)}.")
-    signed = exact.plain(exact.read(envelope, "The envelope"))
+    signed = opened(envelope)
     try:
-        statement = exact.plain(exact.read(base64.b64decode(signed["payload"]), "The signed statement"))
+        statement = exact.plain(exact.read(signed.payload, "The signed statement"))
         request = Report.model_validate(statement["predicate"]).request
-    except (KeyError, TypeError, ValueError, ValidationError):
+    except (KeyError, TypeError, ValidationError):
         raise EvidenceError("This is no signed report that this Lethe knows.") from None
     if not isinstance(request, Requested) or not isinstance(request.audit_head, AuditHead):
         raise EvidenceError("The report tells nothing of an audit log: it was made without the service.")
-    return request.job, request.audit_head
+    failures = [] if public_pem is None else verify(envelope, public_pem).failures
+    return request.job, request.audit_head, failures
 
 
 def _text(position: int, head: str, at: datetime) -> bytes:

@@ -1,6 +1,8 @@
 """What an engine leaves is stored once the job has succeeded, and sealed where it tells of single records."""
 
+import base64
 import errno
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from core.report.schema import Absent, AuditHead, Person, Report, Requested
 from core.report.sign import new_key, public_pem
 from core.report.verify import verify
 from core.spec.job import parse
+from tests.api.test_cli import lethe
 from tests.report.conftest import model, report  # noqa: F401 -- fixtures: a model folder and the report on it
 from tests.vault import MASTER, VAULT
 from tests.worker.scripted import Scripted
@@ -158,6 +161,43 @@ def test_a_worker_that_fails_after_it_lost_its_lease_says_so_and_goes_on(
     with structlog.testing.capture_logs() as logs:
         assert run_next(bench(DONE, new_key(), {}))
     assert [line["event"] for line in logs] == ["claimed", "attempt broke off", "lease lost"]
+
+
+def test_the_audit_log_is_compared_with_what_the_report_has_of_it(
+    bench: Callable[..., Bench], database: Database, database_url: str, job_id: str, tmp_path: Path
+) -> None:
+    key = new_key()
+    worker = bench(DONE, key, {})
+    assert run_next(worker)
+    with database.reading() as session:
+        files = {file.kind: worker.blobs.open(file.digest).read() for file in artifacts.of(session, job_id)}
+    envelope = json.loads(files["envelope"])
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    statement["predicate"]["request"]["audit_head"]["position"] = 99
+    forged = envelope | {"payload": base64.b64encode(json.dumps(statement).encode()).decode()}
+    for name, content in {
+        "plain.json": files["report"],
+        "report.json": files["envelope"],
+        "forged.json": json.dumps(forged).encode(),
+        "key.pem": public_pem(key),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+
+    def verified(*options: str) -> tuple[int, str]:
+        shown = lethe("audit", "verify", *options, LETHE_DATABASE_URL=database_url)
+        return shown.returncode, shown.stdout + shown.stderr
+
+    with_key = f"--key={tmp_path}/key.pem"
+    true, false = f"--report={tmp_path}/report.json", f"--report={tmp_path}/forged.json"
+    code, told = verified(with_key, true)
+    assert (code, "1 reports compared" in told, "no --key" in told) == (0, True, False)
+    code, told = verified(true)
+    assert (code, "the signatures of heads and reports: not checked, no --key" in told) == (0, True)
+    code, told = verified(with_key, true, false)
+    assert (code, f"FAILED {tmp_path}/forged.json is not what was signed" in told) == (1, True)
+    assert "missing" not in told, "what nobody has signed says nothing of the log"
+    code, told = verified(with_key, true, f"--report={tmp_path}/plain.json")
+    assert (code, f"{tmp_path}/plain.json: " in told, "takes report.dsse.json" in told) == (2, True, True)
 
 
 @pytest.mark.parametrize("fault", ["the signature", "a file"])
