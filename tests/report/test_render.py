@@ -37,7 +37,7 @@ def test_the_page_tells_what_the_report_tells(report: Report) -> None:
     text = " ".join(page.words)
     for told in (
         report.output_model, report.input_model, report.spec_digest, "1" * 64, "npo", "0.97", "[0.95, 0.99]",
-        "run without the service", "no retain set was given", "forget.probability at most 0.1",
+        "21 of 21", "run without the service", "no retain set was given", "forget.probability at most 0.1",
         *report.verdict.reasons, *report.limitations, *report.output_files,
     ):  # fmt: skip
         assert told in text, told
