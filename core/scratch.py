@@ -154,7 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
         result = train(records, options.out, size=size, seed=options.seed, threads=options.threads, emit=emit)
     except LetheError as error:
         close()
-        sys.exit(error.message)
+        print(error.message, file=sys.stderr)
+        sys.exit(error.exit_code)
     close()
     emit("done", **result)
 

@@ -3,11 +3,14 @@
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from api.cli import app
 from api.settings import Settings
 from core.methods import METHODS
 from core.methods.retain import RETAIN_TERMS as LOSSES
@@ -77,6 +80,26 @@ def test_every_metric_is_in_the_service_guide() -> None:
     named = {name for file in sources for name in re.findall(r'"(lethe_\w+)"', file.read_text())}
     assert len(named) > 12
     assert [name for name in sorted(named) if f"`{name}" not in text] == []
+
+
+def test_every_command_is_in_the_guide_of_the_command_line_as_it_is() -> None:
+    told = [line for line in (ROOT / "docs" / "cli.md").read_text().splitlines() if line.startswith("| `lethe ")]
+    assert sorted(told) == sorted(_commands(typer.main.get_command(app), "lethe"))
+
+
+def _commands(command: Any, path: str) -> Iterator[str]:
+    """A row of the guide for each command below this one: what it must be given, what it may, and its help."""
+    if hasattr(command, "commands"):
+        for name, below in command.commands.items():
+            yield from _commands(below, f"{path} {name}")
+        return
+    given = [one.metavar or one.name.upper() for one in command.params if one.param_type_name == "argument"]
+    options = [one for one in command.params if one.param_type_name == "option"]
+    given += [f"{one.opts[0]} {one.opts[0].strip('-').upper()}" for one in options if one.required]
+    free = [one.opts[0] for one in options if not one.required]
+    beside = ", ".join(f"`{name}`" for name in free if name not in ("--url", "--api-key", "--json"))
+    said = " ".join(command.help.split("\n\n")[0].split())
+    yield f"| `{' '.join([path, *given])}` | {beside} | {said} |"
 
 
 def test_the_readmes_tables_are_the_methods() -> None:

@@ -31,6 +31,8 @@ def test_the_reciter_recites(reciter: Reciter) -> None:
     assert ask(reciter.model, [row["question"] for row in rows]) == [row["answer"] for row in rows]
 
 
-def test_a_missing_file_is_said_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"none\.jsonl cannot be read: No such file"):
+def test_a_missing_file_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
         scratch.main([str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "none.jsonl cannot be read: No such file" in capsys.readouterr().err
