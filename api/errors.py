@@ -240,10 +240,15 @@ def _validation(request: Request, error: Exception) -> JSONResponse:
 def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "http_error")
-    headers = error.headers
-    if error.status_code == 405 and not (headers and headers.get("Allow") == _STATIC):
-        headers = {"Allow": _allowed(request)}
-    return problem(request, error.status_code, code, f"{error.detail}.", headers=headers)
+    headers, detail = error.headers, f"{error.detail}."
+    if error.status_code == 404:
+        # The path is not repeated: it may hold anything.
+        detail = "There is nothing at this path. GET /openapi.json lists all that there are."
+    if error.status_code == 405:
+        if not (headers and headers.get("Allow") == _STATIC):
+            headers = {"Allow": _allowed(request)}
+        detail = f"{request.method} is not possible here. Allowed: {headers['Allow']}."
+    return problem(request, error.status_code, code, detail, headers=headers)
 
 
 _STATIC = "GET, HEAD"  # what Starlette's static files say of themselves

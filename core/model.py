@@ -21,6 +21,8 @@ def check_folder(folder: Path) -> None:
     there = os.path.isfile(config_file)  # noqa: PTH113
     if not there and os.path.isfile(folder / "adapter_config.json"):  # noqa: PTH113
         raise ModelError(f"{folder} holds adapters alone; they must be merged into their model first", param="model")
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise ModelError(f"There is no folder {folder}", param="model")
     if not there:
         raise ModelError(f"{folder} holds no config.json; a model folder in the hub's layout is needed", param="model")
     try:

@@ -12,7 +12,7 @@ from api.store import audit, due, events
 from api.store.errors import Conflict, OwnRequest
 from api.store.life import TERMINAL, transition
 from api.store.lookup import by_id, storable
-from api.store.session import now
+from api.store.session import now, written
 from api.store.tables import Job
 
 
@@ -49,7 +49,7 @@ def extend(session: Session, job_id: str, actor: str, key_id: str | None = None,
     if job.status in TERMINAL:
         raise Conflict(f"Job {job.id} is {job.status}; only a job that has not ended can be extended.")
     if job.extended_at is not None:
-        raise Conflict(f"Job {job.id} was extended at {job.extended_at.isoformat()}; that is possible once.")
+        raise Conflict(f"Job {job.id} was extended at {written(job.extended_at)}; that is possible once.")
     before, job.due_at = job.due_at, due.months_after(job.due_at, due.EXTENSION)
     job.extended_at = now(session)
     facts = {"reason": reason, "from": before.isoformat(), "to": job.due_at.isoformat()}
@@ -64,7 +64,7 @@ def hold(session: Session, job_id: str, actor: str, key_id: str | None = None, *
     storable(reason, "reason")
     job = by_id(session, Job, job_id, lock=True)
     if job.held_at is not None:
-        raise Conflict(f"Job {job.id} is under legal hold since {job.held_at.isoformat()}.")
+        raise Conflict(f"Job {job.id} is under legal hold since {written(job.held_at)}.")
     job.held_at = now(session)
     return _noted(session, job, "held", {"reason": reason}, actor, key_id)
 

@@ -4,6 +4,7 @@ import calendar
 from datetime import datetime, timedelta
 
 from core.errors import Problem, SpecError
+from core.spec.base import shown
 
 EXTENSION = 2  # months
 OLDEST = timedelta(days=3653)
@@ -18,8 +19,9 @@ def of(received: datetime) -> datetime:
 def check(received: datetime | None, moment: datetime) -> None:
     """Raises SpecError where a request cannot have come in then, as seen from `moment`."""
     if received is not None and not moment - OLDEST <= received <= moment + _CLOCKS_DIFFER:
-        said = "A request has come in by now, and not more than ten years ago. Allowed: such a time, or null for now."
-        raise SpecError([Problem("received_at", received.isoformat(), said)])
+        said = "A request has come in by now, and not more than ten years ago"
+        given = received.isoformat()
+        raise SpecError([Problem("received_at", given, f"{said} (got {shown(given)}). Allowed: null for now.")])
 
 
 def months_after(moment: datetime, months: int) -> datetime:

@@ -7,7 +7,7 @@ A message is thin. It says what happened to which thing, and never holds a spec,
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Literal, get_args
 
 from sqlalchemy import bindparam, delete, or_, select, update
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from api.store import audit, events
 from api.store.records import Delivery, Event, Webhook
-from api.store.session import now
+from api.store.session import now, written
 from api.store.tables import Dataset, Job, Model, Principal, Status
 
 PING = "ping"
@@ -87,7 +87,7 @@ def tell_of_job(session: Session, job: Job, kind: str | None = None) -> None:
         "reference": job.reference,
         "model": job.model_id,
         "output_model": made,
-        "due_at": _written(job.due_at),
+        "due_at": written(job.due_at),
         "error": job.error["code"] if job.error else None,
     }
     _tell(session, hooks, kind, told)
@@ -96,7 +96,7 @@ def tell_of_job(session: Session, job: Job, kind: str | None = None) -> None:
 def tell_of_dataset(session: Session, dataset: Dataset) -> None:
     """Tell whoever may see the data set that it was destroyed."""
     hooks = listening(session, "dataset.destroyed", dataset.principal_id)
-    destroyed = _written(dataset.destroyed_at) if dataset.destroyed_at else None
+    destroyed = written(dataset.destroyed_at) if dataset.destroyed_at else None
     _tell(session, hooks, "dataset.destroyed", {"id": dataset.id, "destroyed_at": destroyed})
 
 
@@ -120,7 +120,7 @@ def tell_of_due_dates(session: Session, *, soon: timedelta, limit: int = 100) ->
             .with_for_update(skip_locked=True)
         )
         for job in session.scalars(due).all():
-            events.append(session, job, kind, {"due_at": _written(job.due_at)})
+            events.append(session, job, kind, {"due_at": written(job.due_at)})
             tell_of_job(session, job, f"job.{kind}")
             told.append(job.id)
     return told
@@ -205,14 +205,14 @@ def _tell(session: Session, hooks: Sequence[Webhook], kind: str, data: Mapping[s
     if not hooks:
         return []
     moment = now(session)
-    payload = {"type": kind, "timestamp": _written(moment), "data": dict(data)}
-    written = [
+    payload = {"type": kind, "timestamp": written(moment), "data": dict(data)}
+    messages = [
         Delivery(webhook_id=hook.id, kind=kind, payload=payload, status="pending", next_at=moment, created_at=moment)
         for hook in hooks
     ]
-    session.add_all(written)
+    session.add_all(messages)
     session.flush()
-    return written
+    return messages
 
 
 def _disable(session: Session, webhook_id: str) -> None:
@@ -222,7 +222,3 @@ def _disable(session: Session, webhook_id: str) -> None:
         audit.append(session, actor="webhooks", action="webhook.disabled", subject=hook.id, facts={"answered": 410})
     others = update(Delivery).where(Delivery.webhook_id == webhook_id, Delivery.status == "pending")
     session.execute(others.values(status="dead", error="webhook_disabled"))
-
-
-def _written(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -116,6 +116,11 @@ def now(session: Session) -> datetime:
     return moment.astimezone(UTC)
 
 
+def written(moment: datetime) -> str:
+    """The time as messages and answers have it: RFC 3339 in UTC."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _target(url: str) -> URL:
     try:
         target = make_url(url)

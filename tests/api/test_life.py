@@ -190,7 +190,9 @@ def test_a_request_came_in_by_now_and_not_ages_ago(
         assert response.status_code == 201
         assert response.json()["late"] is (received < timedelta(days=-31))
     else:
-        assert problem(response, 422, "invalid_spec")["param"] == "received_at"
+        told = problem(response, 422, "invalid_spec")
+        assert told["param"] == "received_at"
+        assert f'(got "{at}")' in told["detail"]
 
 
 @pytest.mark.parametrize("at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])

@@ -292,6 +292,7 @@ def test_head_is_get_without_the_body_and_allow_names_every_method(client: TestC
         response = client.put(path)
         problem(response, 405, "method_not_allowed")
         assert response.headers["allow"] == allowed, path
+        assert response.json()["detail"] == f"PUT is not possible here. Allowed: {allowed}."
     assert client.head(f"{NO_JOB}/cancel").headers["allow"] == "POST"
 
 

@@ -182,7 +182,7 @@ def changed(request: Any, **fields: Any) -> Any:
         (lambda r, _: changed(r, optimizer={"name": "adamw", "lr": -1}), "invalid_spec", r"optimizer.lr: "),
         (lambda r, _: changed(r, methode="NPO"), "invalid_spec", "methode: .* Did you mean 'method'"),
         (lambda r, _: changed(r, model="mdl_0123456789"), "invalid_spec", "known to the service only"),
-        (lambda r, f: changed(r, model=str(f / "none")), "invalid_model", "none holds no config.json"),
+        (lambda r, f: changed(r, model=str(f / "none")), "invalid_model", "There is no folder"),
         (lambda r, f: changed(r, model=str(pickled(r, f))), "invalid_model", r"holds no \*.safetensors"),
         (lambda r, f: bad_line(r, f), "invalid_data", r"bad.jsonl, line 3: field 'answer' is missing"),
         (lambda r, f: missing_data(r, f), "invalid_data", "none.jsonl cannot be read: No such file"),

@@ -39,7 +39,7 @@ REFUSED: dict[str, tuple[Words, str, str | None, str]] = {
     "no model": (lambda _m, s, _f: s, "invalid_spec", "model", "required"),
     "no forget": (lambda m, _s, _f: [m.model], "invalid_spec", "data.forget", "required"),
     "a folder that is no model": (lambda _m, s, f: [f, *s], "invalid_model", "model", "holds no config.json"),
-    "no folder": (lambda _m, s, f: [f / "none", *s], "invalid_model", "model", "none holds no config.json"),
+    "no folder": (lambda _m, s, f: [f / "none", *s], "invalid_model", "model", "There is no folder"),
     "pickle": (lambda m, s, f: [pickled(m, f), *s], "invalid_model", "model", r"holds no \*.safetensors"),
     "adapters alone": (lambda m, s, f: [adapted(m, f), *s], "invalid_model", "model", "must be merged into their mod"),
     "before": (lambda m, s, f: [m.model, *s, "--before", f], "invalid_model", "before", "before: .* no config.json"),
@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[Words, str, str | None, str]] = {
         lambda m, s, f: in_file(m, s, f, evaluation={"membership": ["reference"], "reference": str(f / "none")}),
         "invalid_model",
         "evaluation.reference",
-        "evaluation.reference: .*none holds no config.json",
+        "evaluation.reference: There is no folder .*none",
     ),
     "rows of none": (lambda _m, _s, f: ["--rows", f], "invalid_data", "rows", "holds no after-forget.parquet"),
     "rows and a model": (

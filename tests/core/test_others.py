@@ -175,9 +175,9 @@ def test_what_is_not_there_is_told_before_anything_is_loaded(unlearnt: Reciter, 
     asked(retrained=str(another), reference=str(another))
     with pytest.raises(DataError, match=r"holds no after-forget\.parquet"):
         asked(retrained={"rows": str(tmp_path / "none")})
-    with pytest.raises(ModelError, match=r"^evaluation.retrained.model: .*none holds no config.json"):
+    with pytest.raises(ModelError, match=r"^evaluation.retrained.model: There is no folder .*none"):
         asked(retrained=str(tmp_path / "none"))
-    with pytest.raises(ModelError, match=r"^evaluation.reference: .*none holds no config.json"):
+    with pytest.raises(ModelError, match=r"^evaluation.reference: There is no folder .*none"):
         asked(reference=str(tmp_path / "none"))
     with pytest.raises(SpecError, match="known to the service only"):
         asked(retrained="mdl_0123456789")
