@@ -17,7 +17,7 @@ from api import errors, openapi
 from api.asked_jobs import AskedJobs
 from api.deps import Service, authenticated
 from api.known_keys import KnownKeys
-from api.leaving import Leaving
+from api.leaving import AtWork, Leaving
 from api.meter import Meter
 from api.middleware import Surround
 from api.queue import Queue
@@ -100,7 +100,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         # What the server has broken off cleans up after itself in a thread, and the process ends when this does.
         with anyio.move_on_after(LEAVES_WITHIN):
-            while service.uploads.borrowed_tokens:  # noqa: ASYNC110  (a limiter tells nobody that it is free)
+            while service.receiving:  # noqa: ASYNC110  (threads end without telling the loop)
                 await anyio.sleep(0.02)
         await to_thread.run_sync(deliverer.close)
         wrapping.join(LEAVES_WITHIN)
@@ -181,5 +181,6 @@ def _put_together(settings: Settings) -> Service:
             rated("refused-all", settings.refusal_limit, counts, times=ALL_TOGETHER),
         ),
         uploads=anyio.CapacityLimiter(UPLOADS_AT_ONCE),
+        receiving=AtWork(),
         hashing=anyio.CapacityLimiter(HASHING_AT_ONCE),
     )

@@ -14,7 +14,7 @@ from pydantic import Field
 from api.asked_jobs import AskedJobs
 from api.errors import REFUSED_TOO_OFTEN, Forbidden, TooMany, Unauthorized
 from api.known_keys import KnownKeys
-from api.leaving import Leaving
+from api.leaving import AtWork, Leaving
 from api.meter import Meter
 from api.queue import Queue
 from api.rates import RATE_HEADERS, Counts, Rate
@@ -54,6 +54,7 @@ class Service:
     rate: Rate | None  # of a key's calls
     refusals: Refusals
     uploads: CapacityLimiter
+    receiving: AtWork
     hashing: CapacityLimiter
     streams: Counter[str] = field(default_factory=Counter)  # of events that are open, by key
 

@@ -7,6 +7,26 @@ from types import FrameType
 from typing import Any
 
 
+class AtWork:
+    """True while a thread is within it. A request's own end says nothing of the thread that it began: where the server
+    breaks the one off, the other still has to clean up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+
+
 class Leaving:
     """True from the signal on that ends the process."""
 

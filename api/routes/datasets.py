@@ -19,7 +19,7 @@ from api.proof import prove
 from api.sight import Seen
 from api.store import datasets, keys, retention, sealed
 from api.store.tables import Dataset
-from api.upload import receive
+from api.upload import Received, receive
 from core.report.merkle import Proof
 
 router = APIRouter(prefix="/datasets", tags=["data sets"])
@@ -51,11 +51,12 @@ async def upload(
     async def next_chunk() -> bytes:
         return await anext(chunks, b"")
 
+    def receive_all() -> Received:
+        with service.receiving:
+            return receive(service.blobs, service.vault, settings, partial(from_thread.run, next_chunk))
+
     async with _slot(service.uploads):
-        received = await to_thread.run_sync(
-            partial(receive, service.blobs, service.vault, settings, partial(from_thread.run, next_chunk)),
-            limiter=CapacityLimiter(1),
-        )
+        received = await to_thread.run_sync(receive_all, limiter=CapacityLimiter(1))
 
     def register() -> Dataset:
         try:
