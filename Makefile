@@ -20,8 +20,8 @@ demo: .venv/.installed ## start the service, forget two people, show before, aft
 up: .venv/.installed ## the service, staying up: API docs at /docs
 	@$(BIN)/lethe up $(ARGS)
 
-test: .venv/.installed-dev ## all tests, two files at once (ARGS="tests/core -x" for some, in one process)
-	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile --no-loadscope-reorder)
+test: .venv/.installed-dev ## all tests (ARGS="tests/core -x" for some)
+	@$(BIN)/python -m pytest $(ARGS)
 
 chaos: .venv/.installed-dev ## a long storm of faults over the service (JOBS=240, SEED=a number)
 	@LETHE_CHAOS_JOBS=$(or $(JOBS),240) LETHE_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest tests/chaos/test_storm.py -s $(ARGS)

@@ -24,17 +24,6 @@ BACKENDS = ("sqlite", "postgresql")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-# Where several files run at once the longest begin first, so that no process has a long one left at the end.
-_LONGEST = ("tests/chaos", "tests/end_to_end", "tests/test_evaluation_benchmark.py", "tests/core", "tests/laws")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        return next((i for i, start in enumerate(_LONGEST) if item.nodeid.startswith(start)), len(_LONGEST))
-
-    items.sort(key=place)
-
-
 @pytest.fixture(scope="session")
 def short_folder() -> Iterator[Path]:
     """A folder with a path short enough for sockets, open to the user that PostgreSQL runs as."""
