@@ -89,6 +89,7 @@ class _Run:
             kept = json.loads((Path(command["resume"]) / "state.json").read_text())
             self.step, self.state = kept["step"], bytes.fromhex(kept["state"])
         self.resumed = self.step if command["resume"] else None
+        self.saved = self.step
 
     def carry_out(self, template: dict[str, Any], seconds: float) -> int:
         """All phases; returns the exit code."""
@@ -123,7 +124,7 @@ class _Run:
         return (seconds > 0 and self.stop.wait(seconds)) or self.stop.is_set()
 
     def _stopped(self) -> int:
-        if self.step:
+        if self.step != self.saved:
             self._checkpoint()
         told = {"code": "stopped", "message": "stopped on request", "param": None, "retryable": True}
         self.say("error", **told)
@@ -136,6 +137,7 @@ class _Run:
         (folder / "state.json").write_text(kept)
         files = {"state.json": hashlib.sha256(kept.encode()).hexdigest()}
         (folder / "manifest.json").write_text(json.dumps({"step": self.step, "files": files}))
+        self.saved = self.step  # As the engine does: none is told twice, while the worker may be taking it away.
         self.say("checkpoint", step=self.step, folder=str(folder))
 
     def _report(self, report: dict[str, Any]) -> None:

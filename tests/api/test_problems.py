@@ -310,7 +310,8 @@ def test_a_database_without_tables_says_so_and_its_errors_are_logged_without_the
         finally:
             migrate.upgrade(database_url)
     assert "upgrade head" in body["detail"]
-    (line,) = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"database error"' in line]
+    # One of the request; and where the API was still looking after its rows when they went, one of that.
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"database error"' in line]
     kind = ("OperationalError", "SQLITE_ERROR") if database_url.startswith("sqlite") else ("UndefinedTable", "42P01")
-    assert (line["error"], line["sqlstate"]) == kind
-    assert "api_keys" not in str(line)
+    assert {(line["error"], line["sqlstate"]) for line in lines} == {kind}
+    assert "api_keys" not in str(lines)
