@@ -127,7 +127,10 @@ def one_round(
     for name, target in targets.items():
         for operation, call in (("create", target.create), ("read", target.read)):
             first = 10_000_000 * (number + 1)  # so that no number comes twice
-            seen.setdefault(name, {})[operation] = drive(target.port, call, scale.clients, scale.seconds, first)
+            try:
+                seen.setdefault(name, {})[operation] = drive(target.port, call, scale.clients, scale.seconds, first)
+            except (OSError, RuntimeError) as error:
+                raise RuntimeError(f"{name}, {operation}: {error}") from error
     return seen
 
 
