@@ -22,11 +22,13 @@ NAME = "destruction.dsse.json"
 def destroy_due(database: Database, blobs: Blobs, days: float, worker: str) -> int:
     """Destroy what no job has needed for so many days; returns how many data sets and keys it was.
 
-    Blobs go after the commit. Where that is broken off, they are orphans, and sealed under a key that is gone.
+    Keys go first, all of them: the artifact store may be away, and what is sealed under a key that is gone is nothing.
+    Files that could not be removed are orphans.
     """
     with database.reading() as session:
         before = now(session) - timedelta(days=days)
         sets, jobs = retention.due(session, before), retention.jobs_due(session, before)
+    files: list[str] = []
     count = 0
     for due_id in (*sets, *jobs):
         try:
@@ -37,9 +39,10 @@ def destroy_due(database: Database, blobs: Blobs, days: float, worker: str) -> i
                     gone = retention.destroy_own(session, due_id, actor=worker, before=before)
         except Conflict:
             continue  # It is needed again: somebody was faster.
-        blobs.delete(gone)
+        files += gone
         count += 1
         log.info("data destroyed", subject=due_id, files=len(gone))
+    blobs.delete(files)
     return count
 
 

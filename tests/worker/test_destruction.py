@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from api.store import artifacts, datasets, jobs, keys, retention, sealed
+from api.store.blobs import Blobs
 from api.store.errors import BlobMissing
 from api.store.session import Database, now
 from core.report.destruction import Destruction, sign_destruction
@@ -124,3 +125,29 @@ def test_a_record_of_the_destruction_belongs_to_the_jobs_report(
 def _content(worker: Bench, digest: str) -> bytes:
     with worker.blobs.open(digest) as stream:
         return stream.read()
+
+
+def test_keys_go_also_while_the_files_cannot(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = Blobs(f"file://{tmp_path / 'artifacts'}")
+    with database.transaction() as session:
+        key = keys.create(session, b"secret", name="one", actor="test")[0]
+        for _ in range(3):
+            secret = sealed.new_key()
+            blob = blobs.put(BytesIO(PLAIN), secret)
+            datasets.register(
+                session, VAULT, rows=1, size=len(PLAIN), blob=blob.digest, key=secret, commitment="c" * 64, warnings=[],
+                key_id=key.id,
+            )  # fmt: skip
+
+    def away(_self: Blobs, _digests: object) -> None:
+        raise OSError("the artifact store is away")
+
+    monkeypatch.setattr(Blobs, "delete", away)
+    with pytest.raises(OSError, match="away"):
+        destroy_due(database, blobs, 0, "worker:here")
+    with database.reading() as session:
+        found = datasets.page(session)[0]
+        assert len(found) == 3
+        assert [(dataset.destroyed_at is None, dataset.key) for dataset in found] == [(False, b"")] * 3
