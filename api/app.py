@@ -13,7 +13,7 @@ from anyio import to_thread
 from fastapi import Depends, FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import errors, openapi
+from api import openapi, problems
 from api.asked_jobs import AskedJobs
 from api.deps import Service, authenticated
 from api.known_keys import KnownKeys
@@ -126,7 +126,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     app.add_middleware(Surround)
-    errors.install(app, service.refusals.note)
+    problems.install(app, service.refusals.note)
     app.mount(docs.STATIC, docs.assets())
     openapi.install(app)
     # In the order in which they are looked through for each request: those that are asked most come first.
@@ -147,7 +147,7 @@ def _take_over(service: Service) -> None:
             log.info("bare keys wrapped", keys=wrapped)
     except SQLAlchemyError as error:
         # They are read as they are, and the next start tries again.
-        errors.note_database(error)
+        problems.note_database(error)
 
 
 async def _tell_of_floods(refusals: Refusals) -> None:

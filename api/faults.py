@@ -7,7 +7,7 @@ from typing import Any
 
 from core.errors import Problem
 from core.spec.base import nearest, quotable, shown
-from core.spec.job import WANTED
+from core.spec.wording import worded
 
 
 def listed(faults: Sequence[Mapping[str, str]]) -> str:
@@ -23,33 +23,25 @@ def discreet(fault: Problem) -> str:
     if isinstance(value, list | dict):
         return message.replace(quotable(json.dumps(value, ensure_ascii=False)), f"a JSON {_JSON[type(value)]}")
     if isinstance(value, str) and not _NAME.fullmatch(value):
-        for shown in (json.dumps(value, ensure_ascii=False), value):
-            message = message.replace(quotable(shown), "a text")
+        for form in (json.dumps(value, ensure_ascii=False), value):
+            message = message.replace(quotable(form), "a text")
     return message
 
 
 def invalid(fault: Mapping[str, Any]) -> dict[str, str]:
     """What a check by pydantic found in a query, a header, a path or a small body: the value, and what is allowed."""
-    kind, value, message = fault["type"], fault.get("input"), fault["msg"].rstrip(".")
-    context = fault.get("ctx", {})
-    if kind == "literal_error":
-        known = _QUOTED.findall(context["expected"])
+    value = fault.get("input")
+    if fault["type"] == "literal_error":
+        # Typed by hand as often as not, so what was probably meant is told with it.
+        known = _QUOTED.findall(fault["ctx"]["expected"])
         message = f"Unknown value {shown(value)}.{nearest(quotable(str(value)), known)}"
-    elif kind in _SAYS_ENOUGH:
-        message = f"{message}."
     else:
-        if kind in _WANTS_OBJECT:
-            message = "Input should be a JSON object"
-        elif kind == "string_pattern_mismatch" and context["pattern"] in WANTED:
-            message = f"Input should be {WANTED[context['pattern']]}"
-        message = f"{message} (got {shown(value)})."
+        message = worded(fault)
     # The first part of a location says whether it was the query, a header, the path or the body.
     param = ".".join(map(str, fault["loc"][1:]))
     return {"param": param, "message": discreet(Problem(param, value, message))}
 
 
 _QUOTED = re.compile(r"'([^']*)'")
-_WANTS_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
-_SAYS_ENOUGH = {"missing", "unknown_field", "conflict"}
 _JSON = {list: "list", dict: "object"}
 _NAME = re.compile(r"[\w.:/@+-]*")

@@ -11,8 +11,8 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import INTERNAL, REQUEST_ID, problem
 from api.meter import REQUESTS
+from api.problems import INTERNAL, REQUEST_ID, problem
 from api.rates import RATE_HEADERS
 from api.store.ids import plausible
 

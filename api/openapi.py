@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from api import job_schemas, schemas
 from api.access_schemas import NewKey, NewPrincipal
 from api.described import complete
-from api.errors import MEDIA_TYPE
 from api.model_schemas import NewModel, NewPromotion, RollBack
+from api.problems import MEDIA_TYPE
 from api.webhooks.schemas import NewWebhook
 from core.spec.job import JobSpec
 

@@ -116,14 +116,12 @@ class Rate:
             if portion.held > 0:
                 portion.held -= 1
                 return self._told(portion, True)
-            return self._told(portion, False) if portion.counted >= self._limit else None
+            return self._spent(portion)
 
     def spent(self, who: str) -> Taken | None:
         """Where this process knows that no more is allowed; nothing is counted."""
         with self._lock:
-            portion = self._of(who)
-            nothing_left = portion.held == 0 and portion.counted >= self._limit
-            return self._told(portion, False) if nothing_left else None
+            return self._spent(self._of(who))
 
     def take(self, who: str) -> Taken:
         """One more. Asks Redis where it must, and then waits for the answer."""
@@ -140,6 +138,9 @@ class Rate:
                 return self._told(portion, False)
             portion.held -= 1
             return self._told(portion, True)
+
+    def _spent(self, portion: _Portion) -> Taken | None:
+        return self._told(portion, False) if portion.held == 0 and portion.counted >= self._limit else None
 
     def _of(self, who: str) -> _Portion:
         window = self._window()

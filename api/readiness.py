@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.errors import NOT_MIGRATED, note_database
+from api.problems import NOT_MIGRATED, note_database
 from api.queue import Queue
 from api.store import migrate
 from api.store.session import Database, now

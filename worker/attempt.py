@@ -12,9 +12,9 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from api.store import aliases, attempts, endings, lineage, runs
-from api.store.attempts import Claim
+from api.store import aliases, attempts, claims, endings, lineage, runs
 from api.store.blobs import Blobs
+from api.store.claims import Claim
 from api.store.errors import BlobDamaged, BlobMissing, InvalidSetting
 from api.store.lineage import Removed
 from api.store.session import Database
@@ -51,7 +51,7 @@ class Bench:
 def run_next(bench: Bench) -> bool:
     """Claim the job whose turn it is and carry it out; False where none waits that could begin now."""
     with bench.database.transaction() as session:
-        claim = attempts.claim_next(
+        claim = claims.claim_next(
             session,
             worker=bench.name,
             lease=bench.settings.lease_seconds,

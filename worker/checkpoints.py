@@ -9,8 +9,8 @@ from sqlalchemy.exc import DBAPIError
 
 from api.store import attempts
 from api.store.artifacts import StoredFile
-from api.store.attempts import Claim
 from api.store.blobs import Blobs
+from api.store.claims import Claim
 from api.store.session import Database
 from worker import meter
 from worker.settle import discard

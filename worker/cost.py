@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from api.store.attempts import Claim
+from api.store.claims import Claim
 from api.store.runs import Cost
 from core.report.schema import DataUsed, Report
 from core.spec.cost import work

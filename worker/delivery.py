@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from api.store import attempts
 from api.store.artifacts import StoredFile
-from api.store.attempts import Claim
 from api.store.blobs import Blobs
+from api.store.claims import Claim
 from api.store.errors import BlobMissing
 from api.store.records import ArtifactKind
 from api.store.tables import Job

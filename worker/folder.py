@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from api.store import references
-from api.store.attempts import Claim
 from api.store.blobs import Blobs
+from api.store.claims import Claim
 from api.store.tables import Model
 from core.errors import LetheError, Problem, SpecError
 from core.spec.job import parse

@@ -18,7 +18,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from api.store import attempts
-from api.store.attempts import Claim, Note
+from api.store.attempts import Note
+from api.store.claims import Claim
 from api.store.metrics import Measurement
 from api.store.session import Database
 from core.errors import Stopped

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 
 from api import schemas
 from api.deps import Parts
-from api.errors import problem
+from api.problems import problem
 
 router = APIRouter(tags=["health"])
 

@@ -16,9 +16,9 @@ from api.admission import admit, names_paths
 from api.asked_jobs import Earlier, Wanted
 from api.body import json_body
 from api.deps import PageQuery, Parts, Writer
-from api.errors import REQUEST_ID
 from api.openapi import JOB_BODY
 from api.preview import lines_in_files, preview
+from api.problems import REQUEST_ID
 from api.sight import Seen
 from api.store import deadlines, entering, jobs, life
 from api.store.tables import Job, Status

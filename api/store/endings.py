@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from api.store import attempts
-from api.store.attempts import Claim
+from api.store.claims import Claim
 from api.store.life import DEFAULT_CAP
 from api.store.tables import Job
 

@@ -10,18 +10,19 @@ from pydantic_core import ErrorDetails
 
 from core.errors import Problem, SpecError
 from core.spec.attacks import ATTACKS
-from core.spec.base import FILE_PATH, Spec, conflict, nearest, sendable, shown
-from core.spec.evaluation import TASK, Evaluation
+from core.spec.base import Spec, conflict, nearest, sendable, shown
+from core.spec.evaluation import Evaluation
 from core.spec.gates import Gate, Gates
 from core.spec.methods import ALIASES, FORGET_TERMS, Method
 from core.spec.metrics import info
-from core.spec.models import ALIAS, MODEL_ID, AliasedModel, LocalModel, ModelReference, RegisteredModel, TargetModel
+from core.spec.models import AliasedModel, LocalModel, ModelReference, RegisteredModel, TargetModel
 from core.spec.optimizers import OPTIMIZERS, AdamW, Optimizer
 from core.spec.presets import expand
 from core.spec.profiles import from_profile, with_profile
 from core.spec.retain import RETAIN_TERMS, SCHEDULES
-from core.spec.sources import COLUMN, HUB_ID, NAME, SOURCES, SPLIT, UPLOAD_ID, Data
+from core.spec.sources import SOURCES, Data
 from core.spec.training import Training
+from core.spec.wording import worded
 
 Request = TypeVar("Request", bound=Spec)
 
@@ -229,29 +230,10 @@ def _problem(error: ErrorDetails) -> Problem:
         message = f"Field '{tag}' is required.{known}" if value is None else f"Unknown {tag} {shown(value)}.{known}"
     elif kind == "conflict":
         path, value = [*path, *context["param"].split(".")], context["value"]
-    elif kind == "missing":
-        message, value = "This field is required.", None
-    elif kind in _WANTS_OBJECT:
-        message = f"Input should be a JSON object (got {shown(value)})."
-    elif kind == "string_pattern_mismatch" and context["pattern"] in WANTED:
-        message = f"Input should be {WANTED[context['pattern']]} (got {shown(value)})."
-    elif kind not in _SAYS_ENOUGH:
-        message = f"{message} (got {shown(value)})."
+    else:
+        message, value = worded(error), None if kind == "missing" else value
     return Problem(".".join(path), sendable(value), message)
 
-
-# What a text must be, in words, where a pattern says it for programs.
-WANTED = {
-    FILE_PATH: "a path without a zero character",
-    MODEL_ID: "the id of a registered model: mdl_ with what followed it",
-    ALIAS: "an alias such as production: at most 63 of a-z, 0-9 and -, beginning with a letter",
-    UPLOAD_ID: "the id of an uploaded set: ds_ with what followed it",
-    HUB_ID: "an id such as locuslab/TOFU",
-    SPLIT: "the name of a split, such as forget01: at most 64 of a-z, 0-9 and _",
-    NAME: "a name such as wikitext-2-raw-v1: at most 96 letters, digits, _, - and ., not beginning with - or .",
-    TASK: "the name of a task of lm-evaluation-harness, such as arc_easy",
-    COLUMN: "the name of a column: 1 to 200 characters",
-}
 
 # They take no optimizer step at all; these want every weight in one piece.
 _TRAINING_NOTHING = ("guard", "origin")
@@ -281,7 +263,5 @@ _CHOICES: dict[str, Iterable[str]] = {
     "source": SOURCES,
     "attacks": ATTACKS,
 }
-_WANTS_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
-_SAYS_ENOUGH = {"unknown_field", "unknown_metric", "gate_sides", "gate_relative", "gate_never"}
 
 __all__ = ["AliasedModel", "JobSpec", "LocalModel", "ModelReference", "RegisteredModel", "digest_of", "parse"]

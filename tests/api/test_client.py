@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from api.client import Client
-from api.store import attempts
+from api.store import attempts, claims
 from api.store.artifacts import StoredFile
 from api.store.blobs import Blobs
 from api.store.session import Database
@@ -29,7 +29,7 @@ def test_a_download_is_everything_that_is_given_out(database: Database, database
         model = client.register(model_folder(tmp_path / "models"))
         job = client.submit(request_for(model, client.upload([{"text": "to be forgotten"}])))
         with database.transaction() as session:
-            claim = attempts.claim(session, job, worker="w", lease=60, vault=VAULT)
+            claim = claims.claim(session, job, worker="w", lease=60, vault=VAULT)
             assert claim is not None
             attempts.finish(
                 session,

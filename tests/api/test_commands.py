@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from api.cli import app
-from api.store import attempts
+from api.store import attempts, claims
 from api.store.session import Database
 from core.errors import LetheError
 from tests.api.parts import RECORDS, ApiProcess, key_for, model_folder, request_for, settings_for
@@ -62,7 +62,7 @@ def test_a_request_from_upload_to_the_end_of_its_job(lethe: Lethe, database: Dat
     assert lethe.json("cancel", job["id"])["status"] == "cancelled"
     assert lethe.json("retry", job["id"])["status"] == "queued"
     with database.transaction() as session:
-        claim = attempts.claim(session, job["id"], worker="w", lease=60, vault=VAULT)
+        claim = claims.claim(session, job["id"], worker="w", lease=60, vault=VAULT)
         assert claim is not None
         attempts.fail(session, claim, {"code": "diverged", "message": "It was nan.", "param": None, "retryable": False})
     told = lethe("watch", job["id"], exit_code=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from api.settings import Settings
-from api.store import attempts
+from api.store import attempts, claims
 from api.store.session import Database
 from api.store.vault import Vault
 from tests.api.parts import JSONL, MASTER, RECORDS, ApiProcess, key_for, model_folder, request_for, settings_for
@@ -54,7 +54,7 @@ def test_nothing_that_can_be_sent_breaks_anything(settings: Settings, database: 
         }
         made["job"] = client.post("/jobs", json=request_for(made["model"], made["dataset"])).json()["id"]
         with database.transaction() as session:
-            claim = attempts.claim_next(session, worker="w", lease=600, vault=Vault(MASTER.encode()))
+            claim = claims.claim_next(session, worker="w", lease=600, vault=Vault(MASTER.encode()))
             assert claim is not None
             attempts.fail(session, claim, {"code": "x", "message": "m", "param": None, "retryable": False})
         (tmp_path / "schemathesis.toml").write_text(CONFIG.format(**made))

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from api.store import attempts, keys
+from api.store import attempts, claims, keys
 from api.store.artifacts import StoredFile
 from api.store.session import Database
 from api.store.tables import Verdict
@@ -23,7 +23,7 @@ def run(
     job_id = client.post("/jobs", json=body).json()["id"]
     service = app.state.service
     with database.transaction() as session:
-        claim = attempts.claim(session, job_id, worker="w1", lease=30, vault=service.vault)
+        claim = claims.claim(session, job_id, worker="w1", lease=30, vault=service.vault)
     assert claim is not None
     files = {"config.json": b"{}", "model.safetensors": job_id.encode()}
     blobs = {name: service.blobs.put(BytesIO(content)) for name, content in files.items()}
@@ -73,7 +73,7 @@ def test_jobs_on_an_alias_say_what_they_wait_for(
     first, second = (client.post("/jobs", json=asked).json() for _ in range(2))
     assert (first["model"], first["waits_for"], second["waits_for"]) == (None, None, None)
     with database.transaction() as session:
-        assert attempts.claim(session, first["id"], worker="w1", lease=30, vault=app.state.service.vault)
+        assert claims.claim(session, first["id"], worker="w1", lease=30, vault=app.state.service.vault)
     assert client.get(f"/jobs/{second['id']}").json()["waits_for"] == first["id"]
     running = client.get(f"/jobs/{first['id']}").json()
     assert (running["model"], running["waits_for"]) == (model, None)

@@ -17,8 +17,9 @@ import pytest
 
 from api.app import UPLOADS_AT_ONCE
 from api.settings import Settings
-from api.store import attempts, keys, life
-from api.store.attempts import Claim, Note
+from api.store import attempts, claims, keys, life
+from api.store.attempts import Note
+from api.store.claims import Claim
 from api.store.session import Database
 from tests.api.parts import (
     JSONL,
@@ -109,7 +110,7 @@ def stream(client: httpx.Client, job: str, last: str | None = None) -> AbstractC
 
 def take(database: Database, job: str) -> Claim:
     with database.transaction() as session:
-        claim = attempts.claim(session, job, worker="w", lease=60, vault=VAULT)
+        claim = claims.claim(session, job, worker="w", lease=60, vault=VAULT)
     assert claim is not None
     return claim
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from api.store import attempts
+from api.store import attempts, claims
 from api.store.artifacts import StoredFile
-from api.store.attempts import Claim, Note
+from api.store.attempts import Note
 from api.store.blobs import Blobs
+from api.store.claims import Claim
 from api.store.metrics import Measurement
 from api.store.records import ArtifactKind
 from api.store.session import Database
@@ -40,7 +41,7 @@ def blobs(tmp_path: Path) -> Blobs:
 def claim(database: Database, job: str) -> Claim:
     """A worker that has taken the job."""
     with database.transaction() as session:
-        taken = attempts.claim(session, job, worker="w", lease=60, vault=VAULT)
+        taken = claims.claim(session, job, worker="w", lease=60, vault=VAULT)
     assert taken is not None
     return taken
 

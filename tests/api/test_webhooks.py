@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
 from api.settings import Settings
-from api.store import attempts, keys, life, outbox
+from api.store import attempts, claims, keys, life, outbox
 from api.store.audit import about
 from api.store.outbox import KEPT, KINDS, LEASE, WAITS, Outcome
 from api.store.records import Delivery, Event
@@ -85,7 +85,7 @@ def test_a_jobs_whole_life_is_told_signed_and_thin(
     assert made["secret"].startswith("whsec_")
     job = client.post("/jobs", json=request_for(model, dataset, reference="case 7")).json()["id"]
     with database.transaction() as session:
-        claim = attempts.claim(session, job, worker="w", lease=60, vault=Vault(MASTER.encode()))
+        claim = claims.claim(session, job, worker="w", lease=60, vault=Vault(MASTER.encode()))
         assert claim is not None
         attempts.fail(session, claim, ERROR)
     got = receiver.wait(3)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import SpecError
-from core.spec.job import WANTED, JobSpec, digest_of, parse
+from core.spec.job import JobSpec, digest_of, parse
 from core.spec.methods import ALIASES, FORGET_TERMS
+from core.spec.wording import WANTED
 
 FORGET, RETAIN = {"source": "jsonl", "path": "forget.jsonl"}, {"source": "jsonl", "path": "retain.jsonl"}
 GOOD: dict[str, Any] = {

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from api.store import attempts, datasets, jobs, keys, models, sealed
+from api.store import claims, datasets, jobs, keys, models, sealed
 from api.store.artifacts import StoredFile
-from api.store.attempts import Claim
+from api.store.claims import Claim
 from api.store.session import Database
 from api.store.tables import ApiKey, Dataset, Model
 from core.spec.job import JobSpec, parse
@@ -65,7 +65,7 @@ def take(database: Database) -> Callable[..., Claim]:
 
     def claim(job_id: str, *, worker: str = "w1", lease: float = 30.0) -> Claim:
         with database.transaction() as session:
-            claimed = attempts.claim(session, job_id, worker=worker, lease=lease, vault=VAULT)
+            claimed = claims.claim(session, job_id, worker=worker, lease=lease, vault=VAULT)
         assert claimed is not None
         return claimed
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
-from api.store import adopted, asked, attempts, audit, due, retention
+from api.store import adopted, asked, audit, claims, due, retention
 from api.store.columns import Base
 from api.store.errors import Conflict
 from api.store.session import Database
@@ -94,7 +94,7 @@ def test_a_job_that_is_claimed_before_anybody_looked_is_adopted(
     database: Database, old_job: str, old_set: str, old_key: str
 ) -> None:
     with database.transaction() as session:
-        claim = attempts.claim_next(session, worker="w", lease=30.0, vault=VAULT)
+        claim = claims.claim_next(session, worker="w", lease=30.0, vault=VAULT)
     assert claim is not None
     assert (claim.job_id, [*claim.datasets]) == (old_job, [old_set])
     expect_adopted(database, old_job, old_set, old_key)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from api.store import aliases, attempts, audit, checkpoints, events, jobs, keys, models, turn
-from api.store.attempts import Claim
+from api.store import aliases, attempts, audit, checkpoints, claims, events, jobs, keys, models, turn
+from api.store.claims import Claim
 from api.store.errors import Conflict, NotFound, NotPassed
 from api.store.session import Database
 from api.store.tables import ApiKey, Dataset, Model
@@ -39,7 +39,7 @@ def submit(database: Database, key: ApiKey, dataset: Dataset) -> Submit:
 
 def take_next(database: Database) -> Claim | None:
     with database.transaction() as session:
-        return attempts.claim_next(session, worker="w1", lease=30, vault=VAULT)
+        return claims.claim_next(session, worker="w1", lease=30, vault=VAULT)
 
 
 def stands_for(database: Database) -> str:
@@ -131,7 +131,7 @@ def test_jobs_on_an_alias_run_in_turn_and_keep_no_other_waiting(
     assert one.model is not None
     assert one.model.id == production.id
     with database.transaction() as session:
-        assert attempts.claim(session, second, worker="w2", lease=30, vault=VAULT) is None
+        assert claims.claim(session, second, worker="w2", lease=30, vault=VAULT) is None
         assert [turn.waits_for(session, jobs.get(session, job)) for job in (second, first, other)] == [
             first,
             None,

@@ -7,9 +7,23 @@ from typing import Any
 
 import pytest
 
-from api.store import artifacts, attempts, audit, checkpoints, datasets, events, jobs, life, metrics, models, sweep
+from api.store import (
+    artifacts,
+    attempts,
+    audit,
+    checkpoints,
+    claims,
+    datasets,
+    events,
+    jobs,
+    life,
+    metrics,
+    models,
+    sweep,
+)
 from api.store.artifacts import StoredFile
-from api.store.attempts import Claim, Note
+from api.store.attempts import Note
+from api.store.claims import Claim
 from api.store.errors import InvalidSetting
 from api.store.metrics import Measurement
 from api.store.records import ArtifactKind
@@ -29,7 +43,7 @@ Take = Callable[..., Claim]
 def test_one_of_many_wins_the_claim(database: Database, job_id: str, model: Model, dataset: Dataset) -> None:
     def claim(number: int) -> Claim | None:
         with database.transaction() as session:
-            return attempts.claim(session, job_id, worker=f"w{number}", lease=30, vault=VAULT)
+            return claims.claim(session, job_id, worker=f"w{number}", lease=30, vault=VAULT)
 
     (won,) = [claim for claim in at_once(8, claim) if claim is not None]
     with database.reading() as session:
@@ -106,7 +120,7 @@ def test_a_key_that_does_not_open_holds_up_no_other_job(
 ) -> None:
     def take_next(vault: Vault = VAULT) -> Claim | None:
         with database.transaction() as session:
-            return attempts.claim_next(session, worker="w1", lease=30, vault=vault)
+            return claims.claim_next(session, worker="w1", lease=30, vault=vault)
 
     with database.transaction() as session:
         facts: dict[str, Any] = {"rows": 1, "size": 1, "commitment": "7" * 64, "warnings": [], "key_id": key.id}
@@ -126,9 +140,9 @@ def test_a_key_that_does_not_open_holds_up_no_other_job(
 def test_what_is_not_queued_cannot_be_claimed(database: Database, job_id: str, take: Take) -> None:
     take(job_id)
     with database.transaction() as session:
-        assert attempts.claim(session, job_id, worker="w2", lease=30, vault=VAULT) is None
-        assert attempts.claim(session, "job_00000000", worker="w2", lease=30, vault=VAULT) is None
-        assert attempts.claim(session, "from another queue \x00", worker="w2", lease=30, vault=VAULT) is None
+        assert claims.claim(session, job_id, worker="w2", lease=30, vault=VAULT) is None
+        assert claims.claim(session, "job_00000000", worker="w2", lease=30, vault=VAULT) is None
+        assert claims.claim(session, "from another queue \x00", worker="w2", lease=30, vault=VAULT) is None
 
 
 def test_record_renews_the_lease_and_writes_all_it_is_given(database: Database, job_id: str, take: Take) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from api.store import attempts, batches, checkpoints, datasets, endings, jobs, life, sealed, sweep
-from api.store.attempts import Claim
+from api.store import attempts, batches, checkpoints, claims, datasets, endings, jobs, life, sealed, sweep
+from api.store.claims import Claim
 from api.store.session import Database, now
 from api.store.tables import ApiKey, Job, Model
 from core.errors import DataError, LeaseLost
@@ -37,7 +37,7 @@ def submit(database: Database, key: ApiKey, model: Model) -> Submit:
 
 def take(database: Database, most: int = 16) -> Claim | None:
     with database.transaction() as session:
-        return attempts.claim_next(session, worker="w", lease=30, vault=VAULT, most=most)
+        return claims.claim_next(session, worker="w", lease=30, vault=VAULT, most=most)
 
 
 def begun(database: Database, most: int = 16) -> Claim:
@@ -160,7 +160,7 @@ def test_a_fault_is_borne_by_whose_it_is(submit: Submit, database: Database) -> 
 
 
 def attempts_of(session: Any) -> Claim:
-    claim = attempts.claim_next(session, worker="w", lease=30, vault=VAULT, most=16)
+    claim = claims.claim_next(session, worker="w", lease=30, vault=VAULT, most=16)
     assert claim is not None
     return claim
 

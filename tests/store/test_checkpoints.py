@@ -7,7 +7,7 @@ import pytest
 
 from api.store import artifacts, attempts, checkpoints, events
 from api.store.artifacts import StoredFile
-from api.store.attempts import Claim
+from api.store.claims import Claim
 from api.store.session import Database
 from tests.attempts import attempts_of
 

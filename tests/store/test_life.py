@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
-from api.store import attempts, audit, events, jobs, life
-from api.store.attempts import Claim
+from api.store import attempts, audit, claims, events, jobs, life
+from api.store.claims import Claim
 from api.store.errors import Conflict, NotFound
 from api.store.session import Database
 from api.store.tables import Job, Status
@@ -124,7 +124,7 @@ def test_cancel_and_claim_at_once_agree(database: Database, job_id: str) -> None
     def act(number: int) -> object:
         with database.transaction() as session:
             if number % 2:
-                return attempts.claim(session, job_id, worker="w", lease=30, vault=VAULT)
+                return claims.claim(session, job_id, worker="w", lease=30, vault=VAULT)
             try:
                 return life.request_cancel(session, job_id, "key_a")
             except Conflict:
@@ -133,9 +133,9 @@ def test_cancel_and_claim_at_once_agree(database: Database, job_id: str) -> None
     results = at_once(8, act)
     with database.reading() as session:
         job = jobs.get(session, job_id)
-    claims = sum(isinstance(result, Claim) for result in results)
+    claimed = sum(isinstance(result, Claim) for result in results)
     assert any(isinstance(result, Job) for result in results)
-    assert (job.status, job.cancel_requested) == (("running", True) if claims else ("cancelled", False))
+    assert (job.status, job.cancel_requested) == (("running", True) if claimed else ("cancelled", False))
 
 
 def test_unknown_jobs_are_not_found(database: Database) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from api.store import aliases, artifacts, attempts, audit, decisions, jobs, lineage, models
+from api.store import aliases, artifacts, attempts, audit, claims, decisions, jobs, lineage, models
 from api.store.artifacts import StoredFile
-from api.store.attempts import Claim
 from api.store.blobs import Blobs
+from api.store.claims import Claim
 from api.store.errors import Conflict
 from api.store.session import Database
 from api.store.tables import ApiKey, Dataset, Model, Verdict
@@ -31,7 +31,7 @@ def forget(database: Database, key: ApiKey, dataset: Dataset) -> Forget:
         with database.transaction() as session:
             job, _ = jobs.create(session, spec_for(model, dataset.id), key_id=key.id)  # type: ignore[arg-type]
         with database.transaction() as session:
-            claim = attempts.claim(session, job.id, worker="w1", lease=30, vault=VAULT)
+            claim = claims.claim(session, job.id, worker="w1", lease=30, vault=VAULT)
         assert claim is not None
         finish(database, claim, digit, verdict, files)
         with database.reading() as session:
@@ -158,7 +158,7 @@ def test_what_a_job_still_names_is_not_deleted(
             aliases.promote(session, "production", other.id, reason="first", actor="prn_x")
         job, _ = jobs.create(session, spec_for(named, dataset.id, **more), key_id=key.id)
         if field == "alias":
-            attempts.claim(session, job.id, worker="w1", lease=30, vault=VAULT)
+            claims.claim(session, job.id, worker="w1", lease=30, vault=VAULT)
             aliases.promote(session, "production", model.id, reason="meanwhile", actor="prn_x")
     with database.transaction() as session, pytest.raises(Conflict, match=job.id):
         models.delete(session, other.id, actor="prn_x")

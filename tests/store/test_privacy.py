@@ -11,8 +11,8 @@ from sqlalchemy import select
 
 from api.store import attempts, datasets, jobs, models, records, sealed, tables
 from api.store.artifacts import StoredFile
-from api.store.attempts import Claim
 from api.store.blobs import Blobs
+from api.store.claims import Claim
 from api.store.columns import Base
 from api.store.session import Database
 from api.store.tables import ApiKey, Model

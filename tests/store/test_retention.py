@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from api.store import artifacts, attempts, audit, datasets, decisions, destroyed, events, jobs, life, retention, sealed
-from api.store.attempts import Claim
+from api.store.claims import Claim
 from api.store.errors import Conflict, InvalidSetting, NotFound
 from api.store.records import Attempt
 from api.store.session import Database, now

@@ -6,7 +6,7 @@ from datetime import timedelta
 from sqlalchemy import update
 
 from api.store import attempts, jobs, life, sweep
-from api.store.attempts import Claim
+from api.store.claims import Claim
 from api.store.session import Database, now
 from api.store.tables import ApiKey, Job
 from core.errors import LeaseLost

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import insert, select
 
-from api.store import attempts, jobs, turn
+from api.store import claims, jobs, turn
 from api.store.session import Database
 from api.store.tables import ApiKey, Dataset, Job, Model
 from tests.parallel import at_once
@@ -33,12 +33,12 @@ def test_one_worker_takes_ten_jobs_in_order(database: Database, key: ApiKey, mod
     taken = []
     for _ in expected:
         with database.transaction() as session:
-            claim = attempts.claim_next(session, worker="w", lease=30, vault=VAULT)
+            claim = claims.claim_next(session, worker="w", lease=30, vault=VAULT)
         assert claim is not None
         taken.append(claim.job_id)
     assert taken == expected
     with database.transaction() as session:
-        assert attempts.claim_next(session, worker="w", lease=30, vault=VAULT) is None
+        assert claims.claim_next(session, worker="w", lease=30, vault=VAULT) is None
 
 
 def test_workers_at_once_get_different_jobs(database: Database, key: ApiKey, model: Model, dataset: Dataset) -> None:
@@ -48,7 +48,7 @@ def test_workers_at_once_get_different_jobs(database: Database, key: ApiKey, mod
         taken = []
         while True:
             with database.transaction() as session:
-                got = attempts.claim_next(session, worker=f"w{number}", lease=30, vault=VAULT)
+                got = claims.claim_next(session, worker=f"w{number}", lease=30, vault=VAULT)
             if got is None:
                 return taken
             taken.append(got.job_id)
@@ -70,9 +70,9 @@ def test_a_job_that_somebody_is_taking_keeps_nobody_waiting(
     if database.engine.dialect.name == "sqlite":
         return  # one writer at a time: nobody else can be taking a job meanwhile
     with database.transaction() as taking:
-        first = attempts.claim_next(taking, worker="w1", lease=30, vault=VAULT)
+        first = claims.claim_next(taking, worker="w1", lease=30, vault=VAULT)
         with database.transaction() as session:
-            second = attempts.claim_next(session, worker="w2", lease=30, vault=VAULT)
+            second = claims.claim_next(session, worker="w2", lease=30, vault=VAULT)
     assert first is not None
     assert second is not None
     assert [first.job_id, second.job_id] == expected[:2]

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from api.store import attempts, jobs, keys
-from api.store.attempts import Claim
+from api.store import claims, jobs, keys
+from api.store.claims import Claim
 from api.store.session import Database
 from core.spec.job import parse
 from tests.vault import VAULT
@@ -27,7 +27,7 @@ def job_id(database: Database) -> str:
 def claim(database: Database, job_id: str) -> Claim:
     """A job that this test runs, for a lease of 1.5 s."""
     with database.transaction() as session:
-        claimed = attempts.claim(session, job_id, worker="here", lease=LEASE, vault=VAULT)
+        claimed = claims.claim(session, job_id, worker="here", lease=LEASE, vault=VAULT)
     assert claimed is not None
     return claimed
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from api.store import attempts, datasets, jobs, keys, models, sealed
-from api.store.attempts import Claim
+from api.store import attempts, claims, datasets, jobs, keys, models, sealed
 from api.store.blobs import Blobs
+from api.store.claims import Claim
 from api.store.errors import BlobDamaged
 from api.store.session import Database
 from core.errors import SpecError
@@ -97,7 +97,7 @@ def asked(database: Database, tmp_path: Path) -> tuple[Claim, Blobs]:
         )
         job_id = jobs.create(session, spec, key_id=key.id)[0].id
     with database.transaction() as session:
-        claim = attempts.claim(session, job_id, worker="here", lease=60, vault=VAULT)
+        claim = claims.claim(session, job_id, worker="here", lease=60, vault=VAULT)
     assert claim is not None
     return claim, blobs
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_comes_back_with_every_file_of_its_manifest(
     with database.transaction() as session:
         attempts.release(session, claim, reason="the worker left", counts=False)
     with database.transaction() as session:
-        again = attempts.claim(session, claim.job_id, worker="there", lease=60, vault=VAULT)
+        again = claims.claim(session, claim.job_id, worker="there", lease=60, vault=VAULT)
     assert again is not None
     restored = restore_checkpoint(tmp_path, again, blobs)
     assert restored is not None

@@ -8,8 +8,8 @@ import pytest
 import structlog
 
 from api.store import events, jobs, life, metrics
-from api.store.attempts import Claim
 from api.store.blobs import Blobs
+from api.store.claims import Claim
 from api.store.session import Database, now
 from core.errors import LeaseLost, Stopped
 from tests.worker.conftest import LEASE

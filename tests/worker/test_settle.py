@@ -10,8 +10,8 @@ from sqlalchemy.exc import OperationalError
 
 from api.store import artifacts, attempts, jobs, sealed
 from api.store.artifacts import StoredFile
-from api.store.attempts import Claim
 from api.store.blobs import DRAWERS, Blobs
+from api.store.claims import Claim
 from api.store.session import Database
 from core.errors import LeaseLost
 from tests.attempts import attempts_of
