@@ -146,10 +146,17 @@ class Blobs:
     def remove_abandoned(self, older_than: float) -> int:
         """Remove what a `put` left whose process was killed and that nobody has touched for so many seconds."""
         removed = 0
-        for folder in Path(self._root, "incoming").glob("*") if self._local else ():
+        found = list(Path(self._root, "incoming").glob("*")) if self._local else []
+        if not found:
+            return 0
+        # By the file system's own clock: this machine's may be days off, and would take what is being written away.
+        probe = self._incoming()
+        moment = probe.stat().st_mtime
+        probe.rmdir()
+        for folder in found:
             with suppress(FileNotFoundError):  # Its `put` may be just about to end.
                 touched = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-                if time.time() - touched > older_than:
+                if moment - touched > older_than:
                     shutil.rmtree(folder, ignore_errors=True)
                     removed += 1
         return removed

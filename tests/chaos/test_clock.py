@@ -82,7 +82,7 @@ def test_clocks_jump(
     engines = slow(3.0)
     for moved in clocks:
         mortal.environment = moved.environment
-        mortal.worker(lease_seconds="6", poll_seconds="0.5", attempts_cap="10", **engines)
+        mortal.worker(lease_seconds="3", poll_seconds="0.5", attempts_cap="10", **engines)
 
     # Each worker's own, in both directions, before and amid the work: nobody notices.
     clocks[0].move(5 * HOUR)
