@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_PATIENCE = 30.0  # for the last answers
+_PATIENCE = 30.0  # for the first answer and the last ones
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class Seen:
 
 
 def drive(port: int, call: Call, clients: int, seconds: float, start: int) -> Seen:
-    """Keep so many clients asking 127.0.0.1:`port` for so long. RuntimeError for any other answer than the call's."""
+    """Keep so many clients asking 127.0.0.1:`port` for so long, and until there was an answer at all.
+
+    RuntimeError for any other answer than the call's, and for none.
+    """
     messages = call.messages(f"127.0.0.1:{port}", start)
     wanted = b"HTTP/1.1 %d " % call.status
     with selectors.DefaultSelector() as chosen, ExitStack() as stack:
@@ -69,8 +72,10 @@ def drive(port: int, call: Call, clients: int, seconds: float, start: int) -> Se
         until = began + seconds
         for one in waiting:
             one.ask(next(messages))
-        while (now := time.perf_counter()) < until:
-            for key, _ in chosen.select(until - now):
+        while (now := time.perf_counter()) < until or not seen.durations:
+            if now > until + _PATIENCE:
+                raise RuntimeError(f"{call.method} {call.paths[0]} was not answered within {now - began:.0f} s")
+            for key, _ in chosen.select(until - now if now < until else _PATIENCE):
                 answer = key.data.hear()
                 if answer is None:
                     continue

@@ -2,13 +2,15 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from benchmarks import service, service_million, service_queue
+from benchmarks import clients, service, service_million, service_queue
 from benchmarks.clients import Call, Seen, at, drive
 from benchmarks.service import Scale, measure, summary, table
 from benchmarks.service_stack import Servers, servers
@@ -49,10 +51,16 @@ def test_ratios_are_taken_within_a_round() -> None:
 class _Echo(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def handle(self) -> None:
+        with suppress(BrokenPipeError):  # One client does not wait for its answer.
+            super().handle()
+
     def do_POST(self) -> None:
+        if self.path == "/slow":
+            time.sleep(0.5)
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.heard.append((self.path, self.headers["Idempotency-Key"], json.loads(body)["n"]))  # type: ignore[attr-defined]
-        self.send_response(201 if self.path == "/good" else 500)
+        self.send_response(500 if self.path == "/bad" else 201)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         # In two pieces, as a slow network would.
@@ -64,7 +72,7 @@ class _Echo(BaseHTTPRequestHandler):
         pass
 
 
-def test_every_client_waits_for_its_answer_and_no_number_comes_twice() -> None:
+def test_every_client_waits_for_its_answer_and_no_number_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
     server.heard = heard = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
@@ -78,6 +86,12 @@ def test_every_client_waits_for_its_answer_and_no_number_comes_twice() -> None:
     assert seen.rate == len(seen.durations) / seen.seconds
     with pytest.raises(RuntimeError, match="was answered"):
         drive(server.server_address[1], replace(call, paths=["/bad"]), 1, 1.0, 0)
+    slow = drive(server.server_address[1], replace(call, paths=["/slow"]), 1, 0.1, 0)
+    assert len(slow.durations) == 1
+    assert slow.seconds >= slow.durations[0] >= 0.5
+    monkeypatch.setattr(clients, "_PATIENCE", 0.2)
+    with pytest.raises(RuntimeError, match="/slow was not answered within 0 s"):
+        drive(server.server_address[1], replace(call, paths=["/slow"]), 1, 0.1, 0)
     server.shutdown()
     thread.join()
     server.server_close()
