@@ -4,6 +4,8 @@ import http.client
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,9 +76,18 @@ def eventually(holds: Callable[[], bool], within: float = 10) -> None:
         time.sleep(0.02)
 
 
-def test_it_starts_within_two_seconds_and_never_loads_torch(settings: Settings, tmp_path: Path, key: str) -> None:
-    seconds = []
+# What the API cannot do without, as bare as it gets.
+LIBRARIES = "import alembic, celery, fastapi, httpx, sqlalchemy, structlog, uvicorn"
+
+
+def test_it_starts_hardly_later_than_its_libraries_and_never_loads_torch(
+    settings: Settings, tmp_path: Path, key: str
+) -> None:
+    bare, seconds = [], []
     for _ in range(3):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", LIBRARIES], check=True)
+        bare.append(time.monotonic() - began)
         with ApiProcess(settings, tmp_path) as api, api.client(key) as client:
             seconds.append(api.started_in)
             for path in ("/jobs", "/catalogue", "/readyz", "/openapi.json", "/docs", "/models", "/datasets"):
@@ -84,8 +95,9 @@ def test_it_starts_within_two_seconds_and_never_loads_torch(settings: Settings, 
             loaded = Path(f"/proc/{api.process.pid}/maps").read_text()
             assert "pydantic_core" in loaded
             assert not re.search(r"torch|transformers|numpy", loaded)
-    # The quickest: another test's work on the same machine says nothing about the start.
-    assert min(seconds) < 2, seconds
+    # The quickest of each: another test's work on the same machine says nothing about the start. Twice was measured,
+    # on machines where that is 1.6 s as on one where it is 3.9 s.
+    assert min(seconds) < 3 * min(bare), (seconds, bare)
 
 
 class Frame(dict[str, str]):
