@@ -72,6 +72,8 @@ def prefect(venv: Path, on: Servers, workers: int, records: int) -> Iterator[Tar
         "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
         "PREFECT_REDIS_MESSAGING_URL": f"unix://{on.redis.socket}?db={workers}",
+        # Two processes would register the same blocks at once, and the slower one dies of it.
+        "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     }
     command = ["env", "-C", str(home), str(venv / "bin" / "prefect"), "server", "start", "--no-ui", "--no-services"]
     command += ["--port", str(port), "--workers", str(workers)]
