@@ -103,27 +103,24 @@ def _checked(proof: Proof, leaf: bytes, report: Path, signed_by: Path | None) ->
 
 def _key(given: str) -> bytes:
     text = given
-    if len(given) != 64:
+    if not _KEY.fullmatch(given):
         try:
             text = Path(given).read_text().strip()
         except OSError as error:
-            # Only what cannot be the key with a letter too few is repeated.
-            if not _HEX.fullmatch(given):
+            if not _MISTYPED.fullmatch(given):
                 raise unreadable(Path(given), error) from None
-            text = ""
         except ValueError:
             text = ""
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
+    if not _KEY.fullmatch(text):
         # Not repeated: it may be the key with a letter too few.
         raise _lacking("--key is 64 hexadecimal digits, as the upload's answer gave them, or a file that holds them.")
-    return key
+    return bytes.fromhex(text)
 
 
-_HEX = re.compile(r"[0-9a-fA-F]*")
+# A file may have a name of 64 letters, or a path of 64 characters.
+_KEY = re.compile(r"[0-9a-fA-F]{64}")
+# What could be a key with a letter too few or a wrong one; an error repeats only what could not.
+_MISTYPED = re.compile(r"[0-9a-fA-F]*|\w{32,}")
 
 
 def _json(file: Path) -> Any:

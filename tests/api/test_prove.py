@@ -29,6 +29,7 @@ def test_a_record_is_proven_from_the_file_and_through_the_service(
     lethe: Lethe,
     report: Report,  # noqa: F811
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "own.jsonl").write_text("\n\n".join(json.dumps(record) for record in RECORDS))
     made = lethe.json("datasets", "upload", str(tmp_path / "own.jsonl"))
@@ -40,6 +41,10 @@ def test_a_record_is_proven_from_the_file_and_through_the_service(
     proof = lethe("prove", key, own, "--line", "7")
     assert lethe("prove", key, own, record) == proof
     assert lethe("prove", f"--key={made['commitment_key']}", "--dataset", made["id"], record) == proof
+    monkeypatch.chdir(tmp_path)
+    for length in (63, 64, 65):  # a path is none the less one for being as long as a key
+        Path("k" * length).write_text(made["commitment_key"])
+        assert lethe("prove", f"--key={'k' * length}", own, "--line", "7") == proof
     found = json.loads(proof)
     assert (found["root"], found["rows"], found["index"]) == (made["commitment"], 5, 3)
 
@@ -63,11 +68,13 @@ def test_a_record_is_proven_from_the_file_and_through_the_service(
     (tmp_path / "report.json").write_text(few.model_dump_json())
     assert "none of the 3 of 5 records" in lethe(*check, record, f"--report={tmp_path}/report.json", exit_code=1)
 
+    mistyped = made["commitment_key"][:-1] + "O"
     said: dict[tuple[str, ...], str] = {}
     for wrong, code in (
         (("prove", key, own, other), 1),
         (("prove", f"--key={'0' * 64}", "--dataset", made["id"], record), 1),
         (("prove", "--key=abc", own, record), 2),
+        (("prove", f"--key={mistyped}", own, record), 2),
         (("prove", f"--key={tmp_path}/none", own, record), 2),
         (("prove", key, own), 2),
         (("prove", key, record), 2),
@@ -79,6 +86,7 @@ def test_a_record_is_proven_from_the_file_and_through_the_service(
         assert refused.value.exit_code == code, wrong
         said[wrong] = refused.value.message
     assert "abc" not in said["prove", "--key=abc", own, record]
+    assert mistyped not in said["prove", f"--key={mistyped}", own, record]
     assert f"{tmp_path}/none cannot be read" in said["prove", f"--key={tmp_path}/none", own, record]
     line = said["prove", key, own, "--line", "99"]
     assert line == f"Line 99 of {tmp_path}/own.jsonl holds no record. Its last is in line 9."
