@@ -80,7 +80,7 @@ def eventually(holds: Callable[[], bool], within: float = 10) -> None:
 LIBRARIES = "import alembic, celery, fastapi, httpx, sqlalchemy, structlog, uvicorn"
 
 
-def test_it_starts_hardly_later_than_its_libraries_and_never_loads_torch(
+def test_it_starts_within_two_seconds_of_an_ordinary_machine_and_never_loads_torch(
     settings: Settings, tmp_path: Path, key: str
 ) -> None:
     bare, seconds = [], []
@@ -95,9 +95,9 @@ def test_it_starts_hardly_later_than_its_libraries_and_never_loads_torch(
             loaded = Path(f"/proc/{api.process.pid}/maps").read_text()
             assert "pydantic_core" in loaded
             assert not re.search(r"torch|transformers|numpy", loaded)
-    # The quickest of each: another test's work on the same machine says nothing about the start. Twice was measured,
-    # on machines where that is 1.6 s as on one where it is 3.9 s.
-    assert min(seconds) < 3 * min(bare), (seconds, bare)
+    # The quickest of each: another test's work on the same machine says nothing about the start. It has two seconds,
+    # and more where the libraries alone take longer than 0.83 s.
+    assert min(seconds) < max(2, 2.4 * min(bare)), (seconds, bare)
 
 
 class Frame(dict[str, str]):

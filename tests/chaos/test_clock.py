@@ -5,13 +5,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from api.store import migrate
 from api.store.session import Database, now
+from api.store.tables import Job
 from tests.chaos import invariants
 from tests.chaos.cluster import Cluster, Worker, until
 from tests.servers import PostgresServer
@@ -101,7 +103,7 @@ def test_clocks_jump(
     engines = slow(3.0)
     for moved in clocks:
         mortal.environment = moved.environment
-        mortal.worker(lease_seconds="60", poll_seconds="0.5", attempts_cap="10", **engines)
+        mortal.worker(lease_seconds="3", poll_seconds="0.5", attempts_cap="10", **engines)
 
     # Each worker's own, in both directions, before and amid the work: nobody notices.
     clocks[0].move(5 * HOUR)
@@ -121,6 +123,10 @@ def test_clocks_jump(
     silent = mortal.workers[0]
     (its_own,) = (job_id for job_id in running if mortal.attempts(job_id)[0].worker.endswith(f":{silent.process.pid}"))
     _pause_between_transactions(mortal, silent)
+    with mortal.database.transaction() as session:
+        # A minute, so that it is the clock that ends it.
+        a_minute = now(session) + timedelta(minutes=1)
+        session.execute(update(Job).where(Job.id == its_own).values(lease_until=a_minute))
     databases_clock.move(HOUR)
     assert 0.9 < _hours(mortal.database) < 1.1
     until(lambda: mortal.attempts(its_own)[0].ended_at, 20)
@@ -130,6 +136,7 @@ def test_clocks_jump(
         assert mortal.succeeded(job_id)
         assert mortal.reports(job_id) == 1
     assert {mortal.weights(job_id) for job_id in submitted + running} == {mortal.weights(submitted[0])}
+    assert len(mortal.attempts(its_own)) > 1
 
     # And back: whoever is at work renews, and sets it right.
     late = [mortal.submit(steps=10, checkpoint_every=2) for _ in range(2)]
